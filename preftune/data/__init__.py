@@ -1,0 +1,1 @@
+"""Rows in, Examples and Trees out. No torch here."""

@@ -1,0 +1,93 @@
+"""Files that are either whole or not there.
+
+`write_atomic` writes beside the target, syncs, renames: a reader sees the old file or the new one. `Appender` adds whole
+lines to a JSONL file. Every failure of the disk becomes a StorageError that says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import StorageError
+
+
+@contextmanager
+def storage(path: Path, doing: str) -> Iterator[None]:
+    """Turns an OSError of the block into a StorageError that names `path` and what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full: free some space, or choose another folder with out=",
+            errno.EDQUOT: "the disk quota is used up: free some space, or choose another folder with out=",
+            errno.EACCES: "no permission: choose a folder that you may write to, with out=",
+            errno.EPERM: "no permission: choose a folder that you may write to, with out=",
+            errno.EROFS: "the file system is read-only: choose another folder with out=",
+            errno.ENOTDIR: "a part of this path is a file, not a folder",
+        }.get(error.errno or 0, str(error))
+        raise StorageError(f"{path}: cannot {doing}: {advice}") from error
+
+
+def make_folder(path: Path) -> Path:
+    """`path` as a folder that can be written to. Raises StorageError."""
+    with storage(path, "create this folder"):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"preftune")
+    return path
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Writes the whole file or leaves the old one: temporary file, fsync, rename, fsync of the folder."""
+    data = content.encode() if isinstance(content, str) else content
+    with storage(path, "write this file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames in this folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def json_line(row: Any) -> str:
+    """One JSON object on one line; NaN and infinities are refused (they are not JSON)."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of our own JSONL file; a last line that was torn by a crash is left out. [] where there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def append_lines(path: Path, rows: list[Any]) -> None:
+    """Adds rows to a JSONL file, each a whole line, and hands them to the disk."""
+    with storage(path, "append to this file"), path.open("ab") as file:
+        file.write("".join(json_line(row) for row in rows).encode())
+        file.flush()
+        os.fsync(file.fileno())

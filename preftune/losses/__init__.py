@@ -1,0 +1,1 @@
+"""Objectives: pure functions from named log-probs to one value per unit. torch only."""

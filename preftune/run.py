@@ -1,0 +1,104 @@
+"""A run is one folder, and this class alone knows what its files are called.
+
+    config.yaml      the settings, resolved          metrics.jsonl   one object a line: step, split, metrics by name
+    env.json         machine, versions, git state    samples.jsonl   answers to fixed prompts, before and after
+    data.json        rows used, dropped, quarantined judgments.jsonl verdicts that were collected for this run
+    checkpoints/     to go on from                   model/          the result, an ordinary Hugging Face folder
+    events.jsonl     what the run said of itself     report.html     all of it on one page
+
+    >>> run = Run("runs/first")
+    >>> [m["loss"] for m in run.metrics(split="train")][:1]
+    [0.6931472]
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from preftune.config import Config
+from preftune.errors import StorageError
+from preftune.files import append_lines, json_line, make_folder, read_jsonl, write_atomic
+
+
+class Run:
+    """The folder of one run. Reading never needs torch; nothing here is created until something is written."""
+
+    def __init__(self, path: str | Path) -> None:
+        """`path` need not exist yet."""
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.env_file = self.path / "env.json"
+        self.data_file = self.path / "data.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.events_file = self.path / "events.jsonl"
+        self.samples_file = self.path / "samples.jsonl"
+        self.judgments_file = self.path / "judgments.jsonl"
+        self.evaluation_file = self.path / "evaluation.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.model = self.path / "model"
+        self.merged = self.path / "merged"
+        self.report_file = self.path / "report.html"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: str | Path) -> Run:
+        """An empty run folder that can be written to. Raises StorageError where one is already in use."""
+        run = cls(path)
+        if run.config_file.exists():
+            raise StorageError(f"{run.path}: holds a run already. Go on with it (--resume), or choose another folder with out=")
+        make_folder(run.path)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """A run folder that exists. Raises StorageError where it is none."""
+        run = cls(path)
+        if not run.config_file.exists():
+            raise StorageError(f"{run.path}: not a run folder (no config.yaml in it)")
+        return run
+
+    def config(self) -> Config:
+        """The resolved settings of the run."""
+        return Config.load(self.config_file)
+
+    def write_json(self, file: Path, content: Any) -> None:
+        """One of the run's JSON files, atomically."""
+        write_atomic(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_json(self, file: Path) -> Any:
+        """Content of one of the run's JSON files; None where it was not written."""
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def metrics(self, *, split: str | None = None) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl in their order; only those of `split` ("train" or "eval") if given."""
+        return [row for row in read_jsonl(self.metrics_file) if split is None or row["split"] == split]
+
+    def log_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one row: `step`, `split`, and the metrics by name."""
+        append_lines(self.metrics_file, [row])
+
+    def rewind_metrics(self, step: int) -> None:
+        """Forgets rows at `step` and later, which a resumed run will write again, and a torn last line."""
+        kept = [row for row in self.metrics() if row["step"] < step]
+        write_atomic(self.metrics_file, "".join(json_line(row) for row in kept))
+
+    def log_event(self, kind: str, message: str) -> None:
+        """Adds one line to what the run said of itself: the format found, the path chosen, what was truncated."""
+        append_lines(self.events_file, [{"kind": kind, "message": message}])
+
+    def events(self) -> list[dict[str, Any]]:
+        """What the run said of itself, in order."""
+        return read_jsonl(self.events_file)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Rows of samples.jsonl: `when` (before or after), `prompt`, `response`."""
+        return read_jsonl(self.samples_file)
+
+    def log_samples(self, rows: list[dict[str, Any]]) -> None:
+        """Adds answers to samples.jsonl."""
+        append_lines(self.samples_file, rows)
