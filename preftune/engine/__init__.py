@@ -1,0 +1,1 @@
+"""Trees in, log-probabilities out: exact, packed, with the prompt read once."""

@@ -1,0 +1,157 @@
+"""A batch is a forest: tokens to read once, and (source, target, owner) triples to score.
+
+A prompt with its K responses is a tree: the prompt is read once, each response is a branch that sees the prompt and itself. Many
+trees stand in one row, without padding:
+
+    tokens    p p p p a a a b b | p p p a a b b b        two trees, two responses each
+    position  0 1 2 3 4 5 6 4 5 | 0 1 2 3 4 3 4 5        each branch starts at its prompt's length
+    source    index of the hidden state that predicts    target    the token id that it should predict
+    owner     the response that the log-prob belongs to
+
+There is no shift by one, no -100 and no completion mask; the K first tokens of a tree share one source. A branch's last token
+predicts nothing that is scored, so it is not read at all.
+
+The same triples serve the padded layout (`pack(..., layout="rows")`): one row per response, for models that the forest cannot
+serve exactly. Only `tokens`, `position` and `source` differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from preftune.data.types import Tree
+
+Layout = Literal["forest", "rows"]
+
+
+class TreeSpan(NamedTuple):
+    """Where one tree stands in the packed row: the prompt's length, then each branch's length, in order."""
+
+    prompt: int
+    branches: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Tokens to read and what to score. N rows of T tokens (N = 1 in a forest), S scored tokens, R responses, P pairs.
+
+    spans:      the trees of a forest, in order; empty in the padded layout.
+    mask:       True where a token is real; None in a forest, where every token is.
+    last:       flat index of each response's last token that was read (the prompt's last for an empty branch).
+    examples:   index in the data set of each tree, in order; `first_response[e]` is the first response of tree e.
+    """
+
+    tokens: Int[Tensor, "N T"]
+    position: Int[Tensor, "N T"]
+    tree: Int[Tensor, "N T"]
+    branch: Int[Tensor, "N T"]  # 0 in the prompt, k + 1 in response k of the tree
+    source: Int[Tensor, "S"]  # flat index into N·T
+    target: Int[Tensor, "S"]
+    owner: Int[Tensor, "S"]
+    last: Int[Tensor, "R"]
+    pairs: Int[Tensor, "P 2"]  # winner, loser: indices of responses in this batch
+    n_scored: Int[Tensor, "R"]
+    mask: Bool[Tensor, "N T"] | None
+    spans: tuple[TreeSpan, ...]
+    n_responses: int
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
+
+
+def pack(trees: Sequence[Tree], *, layout: Layout = "forest", read_last: bool = False) -> Batch:
+    """Trees as one batch. With `read_last` each branch's last token is read too (for a value or reward at the end)."""
+    reads = [[len(b.ids) if read_last else max(len(b.ids) - 1, 0) for b in t.branches] for t in trees]
+    rows = _forest(trees, reads) if layout == "forest" else _rows(trees, reads)
+    source, target, owner, last = [], [], [], []
+    response = 0
+    for tree, starts, tree_reads in zip(trees, rows.starts, reads, strict=True):
+        for branch, (prompt_end, start), read in zip(tree.branches, starts, tree_reads, strict=True):
+            at = np.flatnonzero(branch.scored)
+            # token 0 of a branch is predicted by the prompt's last token, token j by the branch's token j - 1
+            source.append(np.where(at == 0, prompt_end, start + at - 1))
+            target.append(branch.ids[at])
+            owner.append(np.full(len(at), response))
+            last.append(start + read - 1 if read else prompt_end)
+            response += 1
+    offsets = np.cumsum([0, *(len(t.branches) for t in trees)])
+    pairs = [(o + p.winner, o + p.loser) for t, o in zip(trees, offsets, strict=False) for p in t.pairs]
+    return Batch(
+        tokens=torch.from_numpy(rows.tokens),
+        position=torch.from_numpy(rows.position),
+        tree=torch.from_numpy(rows.tree),
+        branch=torch.from_numpy(rows.branch),
+        source=_flat(source),
+        target=_flat(target),
+        owner=_flat(owner),
+        last=torch.tensor(last, dtype=torch.int64),
+        pairs=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
+        n_scored=torch.tensor([int(b.scored.sum()) for t in trees for b in t.branches], dtype=torch.int64),
+        mask=None if rows.mask is None else torch.from_numpy(rows.mask),
+        spans=tuple(TreeSpan(len(t.prompt), tuple(r)) for t, r in zip(trees, reads, strict=True)) if layout == "forest" else (),
+        n_responses=response,
+    )
+
+
+class _Rows(NamedTuple):
+    tokens: np.ndarray
+    position: np.ndarray
+    tree: np.ndarray
+    branch: np.ndarray
+    mask: np.ndarray | None
+    starts: list[list[tuple[int, int]]]  # per tree and branch: flat index of the prompt's last token, of the branch's first
+
+
+def _forest(trees: Sequence[Tree], reads: list[list[int]]) -> _Rows:
+    tokens, position, tree_of, branch_of = [], [], [], []
+    starts: list[list[tuple[int, int]]] = []
+    at = 0
+    for e, (tree, tree_reads) in enumerate(zip(trees, reads, strict=True)):
+        n_prompt = len(tree.prompt)
+        parts = [tree.prompt, *(b.ids[:read] for b, read in zip(tree.branches, tree_reads, strict=True))]
+        firsts = [0] + [n_prompt] * len(tree_reads)
+        tokens += parts
+        position += [np.arange(first, first + len(part)) for part, first in zip(parts, firsts, strict=True)]
+        tree_of.append(np.full(sum(len(p) for p in parts), e))
+        branch_of += [np.full(len(part), k) for k, part in enumerate(parts)]
+        prompt_end, at = at + n_prompt - 1, at + n_prompt
+        starts.append([])
+        for read in tree_reads:
+            starts[-1].append((prompt_end, at))
+            at += read
+    return _Rows(*(np.concatenate(x).astype(np.int64)[None] for x in (tokens, position, tree_of, branch_of)), None, starts)
+
+
+def _rows(trees: Sequence[Tree], reads: list[list[int]]) -> _Rows:
+    width = max(len(t.prompt) + r for t, tree_reads in zip(trees, reads, strict=True) for r in tree_reads)
+    n_rows = sum(len(r) for r in reads)
+    tokens = np.zeros((n_rows, width), np.int64)
+    mask = np.zeros((n_rows, width), np.bool_)
+    tree_of, branch_of = np.zeros_like(tokens), np.zeros_like(tokens)
+    starts: list[list[tuple[int, int]]] = []
+    row = 0
+    for e, (tree, tree_reads) in enumerate(zip(trees, reads, strict=True)):
+        n_prompt = len(tree.prompt)
+        starts.append([])
+        for k, (branch, read) in enumerate(zip(tree.branches, tree_reads, strict=True)):
+            tokens[row, :n_prompt] = tree.prompt
+            tokens[row, n_prompt : n_prompt + read] = branch.ids[:read]
+            mask[row, : n_prompt + read] = True
+            tree_of[row], branch_of[row, n_prompt:] = e, k + 1
+            starts[-1].append((row * width + n_prompt - 1, row * width + n_prompt))
+            row += 1
+    position = np.broadcast_to(np.arange(width), tokens.shape).copy()
+    return _Rows(tokens, position, tree_of, branch_of, mask, starts)
+
+
+def _flat(parts: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)) if parts else torch.zeros(0, dtype=torch.int64)

@@ -1,0 +1,58 @@
+"""The result as an ordinary Hugging Face folder: safetensors, tokenizer with its chat template, generation config."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from preftune.files import storage, sync_folder
+from preftune.model.lora import is_lora
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, *, chat_template: str | None = None, merge: bool = False) -> None:
+    """Writes the whole folder or leaves the old one. A LoRA model is saved as PEFT's adapter, or merged with `merge`.
+
+    chat_template: the template that the run used, when it is not the tokenizer's own; it is saved with the tokenizer.
+    Raises StorageError.
+    """
+    with storage(folder, "save the model"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            os.chmod(temporary, 0o755)
+            result = merged(model) if merge and is_lora(model) else model
+            result.save_pretrained(str(temporary))
+            if chat_template is not None:
+                tokenizer.chat_template = chat_template
+            tokenizer.save_pretrained(str(temporary))
+            replace_folder(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def merged(model: Any) -> Any:
+    """A copy of a LoRA model with the adapters added into its weights; `model` itself stays as it is."""
+    import copy
+
+    return copy.deepcopy(model).merge_and_unload()
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Puts `new` in the place of `target`, every file synced first; a crash leaves one of the two whole."""
+    for file in new.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    sync_folder(new)
+    if target.exists():
+        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+        os.replace(target, old / target.name)
+        os.replace(new, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(new, target)
+    sync_folder(target.parent)

@@ -1,0 +1,210 @@
+"""A model folder or hub id in, a float32 (or bf16) model and its tokenizer out. Safetensors only, no code from the folder.
+
+    >>> model, tokenizer = load("runs/first")          # a run, a model folder, a LoRA adapter folder, a hub id
+
+What can be wrong with a folder is said before torch reads a byte: no config, no tokenizer, weights only as pickles, an
+architecture that wants to run its own code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from preftune.errors import ModelError
+from preftune.run import Run
+
+
+class Loaded(NamedTuple):
+    """A model and the tokenizer that belongs to it."""
+
+    model: Any  # transformers.PreTrainedModel
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+
+
+def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Loaded:
+    """The model and tokenizer of a run, a model folder, a LoRA adapter folder (merged on the way in) or a hub id.
+
+    Raises ModelError that says what is missing.
+    """
+    folder = resolve(path)
+    return Loaded(load_model(folder, dtype=dtype).to(device).eval(), load_tokenizer(folder))
+
+
+def resolve(path: str | Path) -> Path:
+    """The folder that `path` stands for: a run's model, a folder, or the local snapshot of a hub id. Raises ModelError."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        run = Run(folder)
+        if run.config_file.exists():
+            if not run.model.is_dir():
+                raise ModelError(f"{folder}: this run has no model yet: train it to its end (add --resume)")
+            return run.model
+        if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+            raise ModelError(
+                f"{folder}: not a model folder: neither config.json nor adapter_config.json is in it "
+                f"(found: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'})"
+            )
+        return folder
+    if folder.exists():
+        raise ModelError(f"{folder}: is a file; expected a model folder with config.json and *.safetensors")
+    if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        raise ModelError(f"{folder}: no such folder, and not a hub id (owner/name)")
+    return _snapshot(str(path))
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{name}: no such folder, and the hub did not give it ({type(error).__name__}). "
+            "Check the name; a gated model needs HF_TOKEN in the environment"
+        ) from None
+
+
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model of the folder, all weights in `dtype`, dropout off; an adapter folder is merged into its base."""
+    if (folder / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        base = resolve(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
+        return PeftModel.from_pretrained(load_model(base, dtype=dtype), str(folder)).merge_and_unload()
+    config = _config(folder)
+    _check_weights(folder)
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder), config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder}: the weights could not be loaded: {_first_line(error)}") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} weights of {type(model).__name__} are not in the safetensors files "
+            f"(first: {', '.join(missing[:3])}); they would start at random"
+        )
+    _disable_dropout(model)
+    model._preftune_inference_attention = model.config._attn_implementation
+    return model
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{folder / 'config.json'}: not readable as JSON: {error}") from None
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        if "auto_map" in written:
+            raise ModelError(
+                f"{folder}: this model wants to run code of its own (auto_map in config.json), which preftune never does. "
+                "Use a version whose architecture is part of transformers"
+            ) from None
+        raise ModelError(f"{folder / 'config.json'}: transformers does not know this architecture: {_first_line(error)}") from None
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{folder}: an encoder-decoder model; preftune aligns decoder-only language models")
+    return config
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{folder}: the weights are pickles ({', '.join(pickles[:3])}), which can run code when they are read. "
+            "Convert them to safetensors first (model.save_pretrained does)"
+        )
+    raise ModelError(f"{folder}: no *.safetensors in it: the weights are missing")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of the folder. Raises ModelError where there is none."""
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")):
+        raise ModelError(
+            f"{folder}: no tokenizer in it (tokenizer.json is missing). Copy the tokenizer files of the base model into the folder"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{folder}: the tokenizer could not be loaded: {_first_line(error)}") from None
+    if not len(tokenizer):
+        raise ModelError(f"{folder}: the tokenizer is empty: its files are incomplete")
+    return tokenizer
+
+
+def stop_ids(model: Any) -> tuple[int, ...]:
+    """Token ids that end an answer according to the model's generation config."""
+    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return () if stop is None else tuple(stop) if isinstance(stop, list | tuple) else (int(stop),)
+
+
+def context_length(model: Any) -> int | None:
+    """Longest sequence that the model's positions cover; None where it states none."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def check_vocabulary(model: Any, tokenizer: Any, where: object) -> None:
+    """Raises ModelError when the tokenizer has ids that the model has no embedding for."""
+    rows, ids = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
+    if ids > rows:
+        raise ModelError(f"{where}: the tokenizer knows {ids} ids but the model embeds {rows}: they do not belong together")
+
+
+def identity(folder: Path, precision: str) -> str:
+    """Names a frozen model by what it is: 32 hex digits of its weights, configuration, adapter and precision.
+
+    The files are hashed as bytes, at disk speed. Neither their place nor their dates matter.
+    """
+    digest = hashlib.blake2b(precision.encode(), digest_size=16)
+    names = ("config.json", "adapter_config.json")
+    files = sorted({*folder.glob("*.safetensors"), *(folder / n for n in names if (folder / n).exists())}, key=lambda p: p.name)
+    for file in files:
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    if (folder / "adapter_config.json").exists():
+        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        digest.update(identity(resolve(base), precision).encode())
+    return digest.hexdigest()
+
+
+def quiet_transformers() -> None:
+    """Progress bars and advice of the libraries below stay off the terminal; their errors still reach it."""
+    from transformers.utils import logging as library
+
+    library.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _disable_dropout(model: Any) -> None:
+    """Policy and reference must compute the same function, so a base model's own dropout is off (`lora.dropout` is explicit)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

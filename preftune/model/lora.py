@@ -1,0 +1,53 @@
+"""Low-rank adapters through PEFT (Hu et al., 2021, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from preftune.config import Lora
+from preftune.errors import ConfigError, nearest
+
+
+def add_lora(model: Any, lora: Lora, *, base: str, seed: int) -> Any:
+    """`model` with fresh adapters as a PeftModel: the base is frozen, and with the adapter off it is the reference.
+
+    `base` is written into the saved adapter as the model that it belongs to. Raises ConfigError for a target that the model
+    does not have.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets: str | list[str] = lora.targets
+    if targets != "all-linear":
+        targets = [targets] if isinstance(targets, str) else list(targets)
+        names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        for target in targets:
+            if target.rsplit(".", 1)[-1] not in names:
+                raise ConfigError(f"lora.targets: {target!r} is no linear layer of this model; {nearest(target, names)}")
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft = get_peft_model(model, config, autocast_adapter_dtype=False)
+    for parameter in peft.parameters():
+        if parameter.requires_grad:  # adapters learn in float32 even over a bf16 base
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    peft._preftune_inference_attention = model._preftune_inference_attention
+    return peft
+
+
+def is_lora(model: Any) -> bool:
+    """Whether `model` carries adapters."""
+    return hasattr(model, "disable_adapter")
+
+
+def plain(model: Any) -> Any:
+    """The Hugging Face model itself, with or without adapters in it."""
+    return model.get_base_model() if is_lora(model) else model
