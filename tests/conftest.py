@@ -1,0 +1,60 @@
+"""What every test stands on: shapes and types checked, one thread, no network, no home folder, no surprises from outside."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_SCRATCH = tempfile.mkdtemp(prefix="preftune-tests-")  # before any library reads these
+os.environ |= {
+    "XDG_CACHE_HOME": _SCRATCH,
+    "HF_HOME": f"{_SCRATCH}/huggingface",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "agg",
+    "MPLCONFIGDIR": f"{_SCRATCH}/matplotlib",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "offline",
+}
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("preftune", "beartype.beartype")  # every annotation of the package is checked at every call
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data: PREFTUNE_DATA, or shared/data beside the repository. Tests skip without it, except under CI."""
+    folder = Path(os.environ.get("PREFTUNE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if folder.is_dir():
+        return folder
+    reason = f"the real data is not here ({folder}); PREFTUNE_DATA says where it is"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
+
+
+def pytest_sessionfinish() -> None:
+    """Leaves nothing behind."""
+    import shutil
+
+    shutil.rmtree(_SCRATCH, ignore_errors=True)

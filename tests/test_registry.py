@@ -1,0 +1,56 @@
+"""The registry: names to functions, imported when asked for."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from typing import get_type_hints
+
+import pytest
+from jaxtyping import Float
+from torch import Tensor
+
+from preftune.errors import ConfigError
+from preftune.registry import FORMATS, LOSSES, Registry
+
+
+def test_a_name_is_imported_when_asked_for() -> None:
+    registry = Registry("thing", {"good": "json:dumps", "broken": "no_such_module:f"})
+    assert registry["good"]({"a": 1}) == '{"a": 1}'
+    assert list(registry) == ["good", "broken"]
+    assert len(registry) == 2
+    assert "broken" in registry  # and was not imported for that
+    assert "other" not in registry
+    with pytest.raises(ModuleNotFoundError):
+        registry["broken"]
+
+
+def test_an_unknown_name_proposes_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"loss 'dpoo' does not exist: did you mean dpo\?"):
+        LOSSES["dpoo"]
+    with pytest.raises(ConfigError, match="data format 'zzz' does not exist: known: alpaca_eval"):
+        FORMATS["zzz"]
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_an_objective_is_a_pure_function_with_settings_for_parameters(name: str) -> None:
+    function = LOSSES[name]
+    hints = get_type_hints(function, include_extras=True)
+    first, *parameters = inspect.signature(function).parameters.values()
+    assert hints[first.name].__module__ == "preftune.losses.records"
+    assert "dtype" in dir(hints["return"]), f"{name} must return a jaxtyping array such as {Float[Tensor, 'pair']}"
+    for parameter in parameters:
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.default is not inspect.Parameter.empty
+        assert hints[parameter.name].__metadata__[0].description, f"{name}.{parameter.name} has no line of help"
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_every_format_resolves_to_a_documented_function(name: str) -> None:
+    assert FORMATS[name].__doc__
+
+
+def test_reading_the_registry_imports_nothing_heavy() -> None:
+    code = "import sys, preftune; preftune.LOSSES; preftune.FORMATS; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
