@@ -1,0 +1,406 @@
+r"""Tokenization: an Example (text or messages) becomes a Tree (token ids), exactly as inference will see it.
+
+    >>> renderer = Renderer(tokenizer, max_length=1024)
+    >>> trees = build_trees(examples, renderer)
+    >>> print("\n".join(renderer.describe() + renderer.report.lines()))
+    >>> print(renderer.show(trees[0]))          # what is scored stands in ⟦ ⟧
+
+A prompt is tokenized alone, since that is what the model is given. A reply is what the whole text adds to those tokens; where
+tokens would merge across the boundary, it is the reply's text tokenized alone. It ends with exactly one end of turn, scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.data.chat import CHOICES, Segment, Tokenizer, choose, leading_ids, special_pattern, token_ids
+from preftune.data.truncate import shorten
+from preftune.data.types import Branch, Example, Message, Prompt, Response, Tree
+from preftune.errors import ConfigError, DataError, ModelError, listing
+
+CHUNK = 256
+"""Examples whose texts are tokenized in one call."""
+
+ANCHORS = ("", "\n", ".", "a", " ")
+"""Texts put before a reply that is tokenized alone, in the order in which they are tried."""
+
+
+@dataclass
+class Report:
+    """What tokenization did to the examples. `n_examples == n_trees + len(dropped)`.
+
+    prompts_truncated:    examples whose prompt lost its oldest part.
+    responses_truncated:  responses that lost their tail, end of turn included.
+    dropped:              (source, reason) of examples that gave no tree.
+    boundary_merges:      replies tokenized alone, since their first token would merge with the prompt's last.
+    special_in_text:      examples with the text of a special token written in them, which then is that token.
+    longest:              tokens of the longest prompt + response.
+    """
+
+    n_examples: int = 0
+    n_trees: int = 0
+    prompts_truncated: int = 0
+    responses_truncated: int = 0
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    boundary_merges: int = 0
+    special_in_text: int = 0
+    longest: int = 0
+
+    def lines(self) -> list[str]:
+        """What happened, as sentences for the log; no sentence about what did not happen."""
+        said = [f"{self.n_trees} of {self.n_examples} examples tokenized; the longest takes {self.longest} tokens"]
+        counts = {
+            "prompts lost their oldest part, to fit batch.max_length": self.prompts_truncated,
+            "responses lost their tail, too long for batch.max_length by themselves": self.responses_truncated,
+            "replies were tokenized apart from a prompt whose last token they would change": self.boundary_merges,
+            "examples contain the text of a special token, which the model reads as that token": self.special_in_text,
+        }
+        said += [f"{count} {what}" for what, count in counts.items() if count]
+        if self.dropped:
+            reasons = [f"{source}: {reason}" for source, reason in self.dropped]
+            said.append(f"{len(self.dropped)} examples dropped:\n{listing(reasons)}")
+        return said
+
+
+class _Plan(NamedTuple):
+    """An example as text: the prompt, and each response as segments that continue it."""
+
+    prompt: str
+    branches: list[list[Segment]]
+    chat: bool
+
+    def texts(self) -> Iterator[str]:
+        """Every text whose tokens are needed: the prompt, and the prompt continued up to the end of each segment."""
+        yield self.prompt
+        for segments in self.branches:
+            text = self.prompt
+            for segment in segments:
+                text += segment.text
+                yield text
+
+
+class _Encoded(NamedTuple):
+    """An example as ids."""
+
+    prompt: list[int]
+    branches: list[tuple[list[int], list[bool]]]  # ids, scored
+    merges: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest response."""
+        return max(len(ids) for ids, _ in self.branches)
+
+
+class Renderer:
+    """Turns Examples into Trees with one tokenizer, one template and one limit.
+
+    chat_template:  Jinja text that was used, to be saved with the model; None where there is none (text prompts only).
+    end_of_turn:    id of the token that ends a reply to messages.
+    end_of_text:    id of the token that ends a reply to a text prompt: EOS (where there is none, `end_of_turn`).
+    stop_ids:       every id that ends a generated reply.
+    report:         counts over all examples seen; put a fresh `Report()` there to start anew.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, template: str | None = None, max_length: int, stop_ids: Sequence[int] = ()
+    ) -> None:
+        """Chooses and probes the template.
+
+        template:    "chatml", "plain", the path of a Jinja file, or None for the tokenizer's own.
+        max_length:  most tokens of prompt + response.
+        stop_ids:    ids that end generation besides (those of generation_config.json).
+
+        Raises ConfigError for a template that does not exist, ModelError for one that cannot be used, and where neither the
+        template nor the tokenizer has a token that could end a reply.
+        """
+        if max_length < 2:
+            raise ConfigError(f"batch.max_length: {max_length} leaves no room for a prompt and a response; expected 2 or more")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.report = Report()
+        self._chat = choose(tokenizer, template)
+        self._special = special_pattern(tokenizer)
+        self._lead = leading_ids(tokenizer)
+        self._bos: int | None = tokenizer.bos_token_id
+        eos: int | None = tokenizer.eos_token_id
+        turn = self._chat.end_of_turn if self._chat and self._chat.end_of_turn is not None else eos
+        if turn is None:
+            raise ModelError(
+                "no token could end a reply: the tokenizer has no EOS token"
+                + (f" and {self._chat.name} writes none after a reply" if self._chat else "")
+                + '; name one as "eos_token" in tokenizer_config.json'
+            )
+        self.end_of_turn = turn
+        self.end_of_text = turn if eos is None else eos
+        self.stop_ids = frozenset({self.end_of_turn, self.end_of_text, *stop_ids})
+        ends = [tokenizer.convert_ids_to_tokens(i) for i in (self.end_of_turn, self.end_of_text)]
+        self._ends = tuple(dict.fromkeys(ends))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text in use; None where there is none."""
+        return self._chat.source if self._chat else None
+
+    def describe(self) -> list[str]:
+        """Which template and which control tokens are in use, as sentences for the log."""
+        if self._chat is None:
+            return [f"no chat template: prompts must be text; a reply ends with {self._ends[-1]!r}"]
+        said = [f"messages are rendered by {self._chat.name}; a reply ends with {self._ends[0]!r} ({self.end_of_turn})"]
+        if self._chat.end_of_turn is None:
+            said.append("the template writes no special token after a reply: EOS is appended to the last one")
+        if self._chat.opens.strip():
+            said.append(f"the prompt ends with {self._chat.opens!r}, as at inference: a reply continues from there")
+        if self._bos is not None and self._bos in self._lead:
+            ids = self.prompt_ids((Message("user", "Hello"),))
+            if self._bos not in ids:
+                said.append("the tokenizer puts a BOS before plain text and the template writes none: messages have no BOS")
+        return said
+
+    def prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:
+        """[P] ids that inference feeds for this prompt, not truncated. Raises DataError where the template refuses it."""
+        plan = self._plan(prompt, ())
+        return np.asarray(self._ids([plan.prompt], chat=plan.chat)[0], dtype=np.int32)
+
+    def tree(self, example: Example) -> Tree | None:
+        """The example as ids within `max_length`; None where it is dropped (`report.dropped` says why)."""
+        return self.trees([example])[0]
+
+    def trees(self, examples: Sequence[Example]) -> list[Tree | None]:
+        """`tree` of each example, tokenized in one call."""
+        plans: list[_Plan | DataError] = []
+        for example in examples:
+            try:
+                plans.append(self._plan(*_continued(example)))
+            except DataError as reason:
+                plans.append(reason)
+        encoded = iter(self._encode([p for p in plans if isinstance(p, _Plan)]))
+        found: list[Tree | None] = []
+        for example, plan in zip(examples, plans, strict=True):
+            self.report.n_examples += 1
+            try:
+                if isinstance(plan, DataError):
+                    raise plan
+                found.append(self._tree(example, plan, next(encoded)))
+            except DataError as reason:
+                self.report.dropped.append((example.source or example.id, str(reason)))
+                found.append(None)
+        return found
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of a reply, without special tokens."""
+        return self._text(list(map(int, ids)), skip_special_tokens=True)
+
+    def render(self, item: Example | Tree) -> str:
+        """The item with its scored tokens marked, or why it is dropped."""
+        if isinstance(item, Tree):
+            return self.show(item)
+        kept, self.report = self.report, Report()
+        try:
+            tree = self.tree(item)
+            return self.show(tree) if tree else f"dropped: {self.report.dropped[0][1]}"
+        finally:
+            self.report = kept
+
+    def show(self, tree: Tree) -> str:
+        """The prompt as the model reads it, then each response token by token; a scored token stands in ⟦ ⟧."""
+        prompt = tree.prompt.tolist()
+        blocks = [f"prompt, {len(prompt)} tokens:\n{self._text(prompt)}"]
+        for number, branch in enumerate(tree.branches, start=1):
+            marked = "".join(f"⟦{piece}⟧" if scored else piece for piece, scored in self._pieces(prompt, branch))
+            blocks.append(f"response {number}, {len(branch.ids)} tokens, {int(branch.scored.sum())} scored:\n{marked}")
+        return "\n\n".join(blocks)
+
+    # From an example to text
+
+    def _plan(self, prompt: Prompt, responses: Sequence[Response]) -> _Plan:
+        if isinstance(prompt, str):
+            if not all(isinstance(r, str) for r in responses):
+                raise DataError("the prompt is text and a response is messages: give both as messages, or both as text")
+            return _Plan(prompt, [[Segment(self._unended(str(r)), True)] for r in responses], chat=False)
+        if self._chat is None:
+            raise ConfigError(f"the data are messages, and this tokenizer has no chat template: choose {CHOICES}")
+        opened = self._chat.render(prompt, reply_follows=True)
+        return _Plan(opened, [self._chat.segments(prompt, opened, self._turns(r)) for r in responses], chat=True)
+
+    def _turns(self, response: Response) -> tuple[Message, ...]:
+        turns = (Message("assistant", response),) if isinstance(response, str) else response
+        return tuple(Message(t.role, self._unended(t.content)) if t.role == "assistant" else t for t in turns)
+
+    def _unended(self, text: str) -> str:
+        """`text` without end-of-turn tokens written out at its end: exactly one is added later."""
+        while text.rstrip().endswith(self._ends):
+            text = text.rstrip()
+            text = next(text.removesuffix(end) for end in self._ends if text.endswith(end))
+        return text
+
+    # From text to ids
+
+    def _ids(self, texts: list[str], *, chat: bool) -> list[list[int]]:
+        """Ids of each text with exactly one BOS, if any: the template writes it, or the tokenizer adds it to plain text."""
+        found = []
+        for ids in token_ids(self.tokenizer, texts):
+            if not chat:
+                ids = self._lead + ids
+            run = next((i for i, token in enumerate(ids) if token != self._bos), len(ids))
+            found.append(ids[run - 1 :] if run > 1 else ids)
+        return found
+
+    def _encode(self, plans: Sequence[_Plan]) -> list[_Encoded]:
+        known: dict[bool, dict[str, list[int]]] = {}
+        for chat in (False, True):
+            texts = list(dict.fromkeys(text for plan in plans if plan.chat is chat for text in plan.texts()))
+            known[chat] = dict(zip(texts, self._ids(texts, chat=chat), strict=True))
+        return [self._assembled(plan, known[plan.chat]) for plan in plans]
+
+    def _assembled(self, plan: _Plan, known: dict[str, list[int]]) -> _Encoded:
+        prompt = known[plan.prompt]
+        end = self.end_of_turn if plan.chat else self.end_of_text
+        branches, merges = [], 0
+        for segments in plan.branches:
+            ids, scored, text = list(prompt), [False] * len(prompt), plan.prompt
+            for segment in segments:
+                text += segment.text
+                whole = known[text]
+                canonical = whole[: len(ids)] == ids
+                new = whole[len(ids) :] if canonical else self._alone(ids, segment.text, whole)
+                merges += not canonical
+                ids += new
+                scored += [segment.scored] * len(new)
+            while len(ids) > len(prompt) and ids[-1] == end:
+                del ids[-1], scored[-1]
+            branches.append(([*ids[len(prompt) :], end], [*scored[len(prompt) :], True]))
+        return _Encoded(prompt, branches, merges)
+
+    def _alone(self, before: list[int], text: str, whole: list[int]) -> list[int]:
+        """Ids of `text` such that they continue `before` and read the same as `whole`, the canonical ids of both.
+
+        A tokenizer may put a space before any text that it is given; an anchor before the text takes that space, and goes.
+        """
+        expected = self._text(whole)
+        candidates = []
+        for anchor, ids in zip(ANCHORS, token_ids(self.tokenizer, [anchor + text for anchor in ANCHORS]), strict=True):
+            head = token_ids(self.tokenizer, [anchor])[0] if anchor else []
+            if ids[: len(head)] == head:
+                candidates.append(ids[len(head) :])
+                if self._text(before + candidates[-1]) == expected:
+                    return candidates[-1]
+        return candidates[-1] if len(candidates) == 1 else candidates[1]  # a normalizer changes text at the boundary
+
+    # Within the limit
+
+    def _tree(self, example: Example, plan: _Plan, encoded: _Encoded) -> Tree:
+        prompt, responses = _continued(example)
+        if not encoded.prompt:
+            raise DataError("the prompt has no token: it is empty, and the tokenizer adds no BOS")
+        whole = encoded
+        if len(encoded.prompt) + encoded.longest > self.max_length:
+            encoded = self._shortened(prompt, responses, encoded)
+        branches, n_cut = self._cut(encoded)
+        if any(branches[p.winner][0] == branches[p.loser][0] for p in example.pairs) and n_cut:
+            raise DataError("both responses of a pair are the same once they are cut to batch.max_length")
+        self.report.n_trees += 1
+        self.report.prompts_truncated += encoded.prompt != whole.prompt
+        self.report.responses_truncated += n_cut
+        self.report.boundary_merges += encoded.merges
+        self.report.special_in_text += self._has_special(prompt, responses)
+        self.report.longest = max(self.report.longest, len(encoded.prompt) + max(len(ids) for ids, _ in branches))
+        return Tree(
+            id=example.id,
+            prompt=np.asarray(encoded.prompt, dtype=np.int32),
+            branches=tuple(Branch(np.asarray(i, dtype=np.int32), np.asarray(s, dtype=np.bool_)) for i, s in branches),
+            pairs=example.pairs,
+            labels=example.labels,
+            scores=example.scores,
+        )
+
+    def _shortened(self, prompt: Prompt, responses: tuple[Response, ...], encoded: _Encoded) -> _Encoded:
+        """With the oldest part of the prompt gone, so that the longest response fits; with the least prompt where none does."""
+        room = self.max_length - encoded.longest
+        if isinstance(prompt, str):
+            lead = len(self._lead) or int(encoded.prompt[0] == self._bos)
+            keep = max(room - lead, 1)
+            return encoded._replace(prompt=encoded.prompt[:lead] + encoded.prompt[lead:][-keep:])
+
+        def fits(messages: tuple[Message, ...]) -> bool:
+            return room > 0 and len(self.prompt_ids(messages)) <= room
+
+        while True:
+            encoded = self._encode([self._plan(shorten(prompt, fits), responses)])[0]
+            over = len(encoded.prompt) + encoded.longest - self.max_length
+            if over <= 0 or room <= 0:
+                return encoded
+            room -= over  # either nothing fits, or a reply takes a token more after this prompt than after the whole one
+
+    def _cut(self, encoded: _Encoded) -> tuple[list[tuple[list[int], list[bool]]], int]:
+        """Responses without the tail that does not fit, and how many lost one. Raises DataError where one loses all."""
+        room = self.max_length - len(encoded.prompt)
+        branches, n_cut = [], 0
+        for ids, scored in encoded.branches:
+            if len(ids) > room:
+                ids, scored, n_cut = ids[: max(room, 0)], scored[: max(room, 0)], n_cut + 1
+            if not any(scored):
+                raise DataError(
+                    f"nothing of a response would be left: the shortest prompt has {len(encoded.prompt)} tokens "
+                    f"and batch.max_length is {self.max_length}"
+                )
+            branches.append((ids, scored))
+        return branches, n_cut
+
+    def _has_special(self, prompt: Prompt, responses: tuple[Response, ...]) -> bool:
+        if self._special is None:
+            return False
+        texts = [prompt] if isinstance(prompt, str) else [m.content for m in prompt]
+        texts += [turn.content for response in responses for turn in self._turns(response)]
+        return any(self._special.search(text) for text in texts)
+
+    # From ids to text
+
+    def _text(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        return text
+
+    def _pieces(self, prompt: list[int], branch: Branch) -> Iterator[tuple[str, bool]]:
+        """Text that each token of the branch adds, and whether it is scored; tokens that share a character come as one."""
+        ids, start, done = prompt + branch.ids.tolist(), len(prompt) - 1, len(prompt)
+        for end in range(len(prompt) + 1, len(ids) + 1):
+            text, before = self._text(ids[start:end]), self._text(ids[start:done])
+            if text.endswith("\ufffd") and end < len(ids):
+                continue
+            yield text[len(before) :], bool(branch.scored[end - 1 - len(prompt)])
+            start, done = done, end
+
+
+def build_trees(
+    examples: Sequence[Example], renderer: Renderer, *, on_progress: Callable[[int], None] | None = None
+) -> list[Tree]:
+    """Trees of all examples that are not dropped, in order; `on_progress` is told how many examples are done.
+
+    Raises DataError where there are examples and every one is dropped.
+    """
+    trees: list[Tree] = []
+    n_dropped = len(renderer.report.dropped)
+    for start in range(0, len(examples), CHUNK):
+        chunk = examples[start : start + CHUNK]
+        trees += [tree for tree in renderer.trees(chunk) if tree is not None]
+        if on_progress:
+            on_progress(start + len(chunk))
+    if examples and not trees:
+        reasons = [f"{source}: {reason}" for source, reason in renderer.report.dropped[n_dropped:]]
+        raise DataError(f"no example can be used, all {len(examples)} are dropped:\n{listing(reasons)}")
+    return trees
+
+
+def _continued(example: Example) -> tuple[Prompt, tuple[Response, ...]]:
+    """Prompt and responses, where the turns before the assistant's first belong to the prompt."""
+    prompt, responses = example.prompt, example.responses
+    if isinstance(prompt, str) or len(responses) != 1 or isinstance(responses[0], str):
+        return prompt, responses
+    turns = responses[0]
+    first = next((i for i, t in enumerate(turns) if t.role == "assistant"), 0)
+    return prompt + turns[:first], (turns[first:],)
