@@ -12,17 +12,17 @@ parameters of the chosen objective, read from its signature, and no others.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, model_validator
-from pydantic_core import PydanticUndefined
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from preftune.errors import ConfigError, listing, nearest
 from preftune.registry import FORMATS, LOSSES
-from preftune.yamlfile import Places, dump_yaml, load_yaml, parse_scalar
+from preftune.yamlfile import Places, dump_yaml, load_yaml, parse_word
 
 
 def setting(help: str, *, unit: str = "", **bounds: Any) -> Any:
@@ -33,13 +33,25 @@ def setting(help: str, *, unit: str = "", **bounds: Any) -> Any:
     return Field(description=help, json_schema_extra={"unit": unit} if unit else None, **bounds)
 
 
-Text = Annotated[str, Field(coerce_numbers_to_str=True)]
+def _as_text(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return str(value) if type(value) is int else value  # a folder called 3; a float would not keep its spelling
+
+
+def _a_format(name: str) -> str:
+    if name != "auto" and name not in FORMATS:
+        raise ValueError(f"data format {name!r} does not exist; {nearest(name, [*FORMATS, 'auto'])}")
+    return name
+
+
+Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 
 
 class Section(BaseModel):
     """A part of the settings: frozen, strict about types, closed to unknown names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = {"frozen": True, "extra": "forbid", "strict": True, "allow_inf_nan": False, "protected_namespaces": ()}
 
 
 class Optim(Section):
@@ -57,7 +69,8 @@ class Optim(Section):
         Literal["linear", "cosine", "constant"], setting("how the learning rate falls after the warm-up, to 0 at the last step")
     ] = "linear"
     warmup: Annotated[
-        float, setting("linear rise at the start; below 1 a fraction of all steps, else a number", unit="fraction or steps", ge=0)
+        float,
+        setting("linear rise at the start; below 1 a fraction of all steps, else a number", unit="fraction or steps", ge=0),
     ] = 0.1
     clip: Annotated[float, setting("largest norm of the gradient; 0: no clipping", unit="L2 norm", ge=0)] = 1.0
 
@@ -81,7 +94,7 @@ class Lora(Section):
     alpha: Annotated[float, setting("adapters are scaled by alpha / r", gt=0)] = 32.0
     dropout: Annotated[float, setting("dropout before the adapters", unit="fraction", ge=0, lt=1)] = 0.0
     targets: Annotated[
-        str | list[str], setting("module names that get an adapter, or all-linear (every linear layer but the head)")
+        Text | list[Text], setting("module names that get an adapter, or all-linear (every linear layer but the head)")
     ] = "all-linear"
     merge: Annotated[bool, setting("also write the merged model to OUT/merged")] = False
 
@@ -90,7 +103,9 @@ class Evaluation(Section):
     """Evaluation during training, on prompts that training never sees."""
 
     data: Annotated[Text | list[Text] | None, setting("held-out preferences; null: split off `data`, by prompt")] = None
-    fraction: Annotated[float, setting("share of the prompts held out when `eval.data` is null", unit="fraction", ge=0, lt=1)] = 0.05
+    fraction: Annotated[
+        float, setting("share of the prompts held out when `eval.data` is null", unit="fraction", ge=0, lt=1)
+    ] = 0.05
     every: Annotated[
         int | None, setting("steps between evaluations; 0: never; null: about ten in a run", unit="steps", ge=0)
     ] = None
@@ -100,13 +115,23 @@ class Evaluation(Section):
     metric: Annotated[
         Text, setting("the metric that says which step is best: loss, rewards/accuracies, rewards/margins, kl")
     ] = "loss"
-    keep: Annotated[Literal["last", "best"] | None, setting("which step OUT/model holds; null: best with patience, else last")] = None
+    keep: Annotated[
+        Literal["last", "best"] | None, setting("which step OUT/model holds; null: best with patience, else last")
+    ] = None
+
+    @model_validator(mode="after")
+    def _can_stop_early(self) -> Evaluation:
+        if self.patience is not None and self.every == 0:
+            raise ValueError("eval.patience needs evaluations to stop at, but eval.every is 0")
+        return self
 
 
 class Checkpoints(Section):
     """What is kept so that an interrupted run goes on bit for bit."""
 
-    every: Annotated[int, setting("steps between checkpoints; 0: only when interrupted and at the end", unit="steps", ge=0)] = 100
+    every: Annotated[
+        int, setting("steps between checkpoints; 0: only when interrupted and at the end", unit="steps", ge=0)
+    ] = 100
     keep: Annotated[int, setting("newest checkpoints that are kept", unit="checkpoints", ge=1)] = 2
 
 
@@ -123,27 +148,33 @@ class Config(Section):
 
     model: Annotated[Text | None, setting("folder or hub id of the model to train (required)")] = None
     reference: Annotated[Text | None, setting("folder or hub id of the frozen reference; null: `model` as it starts")] = None
-    data: Annotated[Text | list[Text] | None, setting("preference file, folder, saved dataset or hub id; or a list (required)")] = None
+    data: Annotated[
+        Text | list[Text] | None, setting("preference file, folder, saved dataset or hub id; or a list (required)")
+    ] = None
     out: Annotated[Text | None, setting("folder of the run; null: runs/LOSS-TIME")] = None
     seed: Annotated[int, setting("seed of order, split, sampling and LoRA initialisation", ge=0)] = 0
     epochs: Annotated[float, setting("passes over the data", unit="epochs", gt=0)] = 1.0
     steps: Annotated[int | None, setting("optimizer steps; null: as many as `epochs` needs", unit="steps", ge=1)] = None
-    format: Annotated[Text, setting("data format, or auto (detected by columns and said in the log)")] = "auto"
+    format: Annotated[
+        Text, AfterValidator(_a_format), setting("data format, or auto (detected by columns and said in the log)")
+    ] = "auto"
     fields: Annotated[dict[str, Text], setting("our column name: the file's column name, where they differ")] = Field(
         default_factory=dict
     )
-    template: Annotated[
-        Text | None, setting("chat template: chatml, plain, or a Jinja file; null: the tokenizer's own")
+    template: Annotated[Text | None, setting("chat template: chatml, plain, or a Jinja file; null: the tokenizer's own")] = None
+    quarantine: Annotated[
+        Text | None, setting("file that bad rows are moved to, with the reason; null: a bad row stops the run")
     ] = None
-    quarantine: Annotated[Text | None, setting("file that bad rows are moved to, with the reason; null: a bad row stops the run")] = None
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "pure_bf16"],
         setting("auto: fp32 weights, bf16 autocast on a GPU that has it; pure_bf16: bf16 weights too (small updates are lost)"),
     ] = "auto"
     device: Annotated[Text, setting("auto, cpu, cuda, cuda:1, …")] = "auto"
     cache: Annotated[Text | None, setting("folder of reference log-probs; null: ~/.cache/preftune")] = None
-    trackers: Annotated[list[Literal["tensorboard", "wandb"]], setting("also write the metrics there")] = Field(default_factory=list)
-    loss: Annotated[SerializeAsAny[Section], setting("the objective: `loss.name`, then its own parameters")]
+    trackers: Annotated[list[Literal["tensorboard", "wandb"]], setting("also write the metrics there")] = Field(
+        default_factory=list
+    )
+    loss: Section
     optim: Optim = Optim()
     batch: BatchSettings = BatchSettings()
     lora: Lora = Lora()
@@ -151,43 +182,21 @@ class Config(Section):
     checkpoint: Checkpoints = Checkpoints()
     samples: SampleSettings = SampleSettings()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _loss_section(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not isinstance(values.get("loss"), Section):
-            given = values.get("loss") or {}
-            if isinstance(given, str):
-                given = {"name": given}
-            if isinstance(given, dict) and isinstance(given.get("name", "dpo"), str):
-                section = loss_section(given.get("name", "dpo"))
-                values = {**values, "loss": _validated(section, given, prefix="loss.")}
-        return values
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        if self.format != "auto" and self.format not in FORMATS:
-            raise ValueError(f"format: data format {self.format!r} does not exist: {nearest(self.format, FORMATS)}")
-        if self.eval.patience is not None and self.eval.every == 0:
-            raise ValueError("eval.patience: early stopping needs evaluations, but eval.every is 0")
-        return self
-
     @classmethod
     def load(cls, recipe: str | Path | None = None, words: Sequence[str] = ()) -> Config:
         """Settings from a recipe and `key=value` words. Raises ConfigError that lists every mistake with its place."""
         values, places = load_yaml(Path(recipe)) if recipe is not None else ({}, Places())
+        nested = _nested(values)
         for word in words:
-            _assign(values, places, word)
-        return cls.of(values, places)
+            name, value = parse_word(word)
+            _set(nested, name.split("."), value)
+            places[name] = "command line"
+        return _checked(nested, places)
 
     @classmethod
-    def of(cls, values: Config | Mapping[str, Any], places: Places | None = None) -> Config:
-        """Settings from a nested mapping; keys may be dotted ("loss.beta")."""
-        if isinstance(values, Config):
-            return values
-        nested: dict[str, Any] = {}
-        for key, value in values.items():
-            _set(nested, key.split("."), value)
-        return cast(Config, _validated(cls, nested, places=places))
+    def of(cls, values: Config | Mapping[str, Any]) -> Config:
+        """Settings from a mapping, nested or with dotted keys ("loss.beta"). Raises ConfigError that lists every mistake."""
+        return values if isinstance(values, Config) else _checked(_nested(values), Places())
 
     def resolved(self) -> Config:
         """The same settings with every `null` that stands for a rule replaced by its value."""
@@ -198,6 +207,9 @@ class Config(Section):
         return self.model_copy(
             update={"optim": self.optim.model_copy(update={"lr": rate}), "eval": self.eval.model_copy(update={"keep": keep})}
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the class was made for the objective: pickle cannot find it by name
+        return Config.of, (self.model_dump(),)
 
     @property
     def loss_name(self) -> str:
@@ -219,86 +231,155 @@ def loss_section(name: str) -> type[Section]:
     """The section `loss` for one objective: its keyword-only parameters with their defaults, help and bounds."""
     function = LOSSES[name]
     hints = get_type_hints(function, include_extras=True)
-    parameters = {
+    parameters: dict[str, Any] = {
         p.name: (hints[p.name], p.default)
         for p in inspect.signature(function).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    named = (Annotated[Literal[name], setting(f"objective: {', '.join(sorted(LOSSES))}")], name)  # type: ignore[valid-type]
-    return create_model(f"Loss_{name}", __base__=Section, name=named, **parameters)  # type: ignore[call-overload, no-any-return]
+    parameters = {"name": (Annotated[Literal[name], setting(f"objective: {', '.join(sorted(LOSSES))}")], name), **parameters}
+    title = "The objective: its name, then its own parameters."
+    return create_model(f"Loss_{name}", __base__=Section, __doc__=title, **parameters)
 
 
-def _assign(values: dict[str, Any], places: Places, word: str) -> None:
-    key, equals, text = word.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{word!r} is not a setting: expected key=value, such as loss.beta=0.1")
-    _set(values, key.split("."), parse_scalar(text, where=word))
-    places[key] = f"command line: {word}"
+@cache
+def _settings(loss: str) -> type[Config]:
+    section = loss_section(loss)
+    return create_model("Config", __base__=Config, loss=(section, section()))
 
 
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for at, part in enumerate(path[:-1]):
-        inner = values.setdefault(part, {})
-        if not isinstance(inner, dict):
-            if part != "loss" or not isinstance(inner, str):
-                raise ConfigError(f"{'.'.join(path)}: {'.'.join(path[: at + 1])} is a value, not a section")
-            inner = values[part] = {"name": inner}  # `loss: dpo` in a recipe, `loss.beta=…` after it
-        values = inner
-    values[path[-1]] = value
+def _nested(values: Mapping[Any, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        _set(tree, str(name).split("."), value)
+    return tree
 
 
-def _validated(model: type[Section], values: Mapping[str, Any], *, prefix: str = "", places: Places | None = None) -> Section:
-    """`model` made of `values`, or one ConfigError that lists every mistake: where, what, what was expected."""
+def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Puts `value` at `path`. A section is merged into what is there; `loss: dpo` means `loss.name: dpo`."""
+    section = _is_section(Config.model_fields[path[0]].annotation) if path[0] in Config.model_fields else False
+    if path == ["loss"] and isinstance(value, str):
+        path = ["loss", "name"]
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{'.'.join(path)}: {part} is {tree!r}, a value without parts")
+    if len(path) == 1 and section and value is None:  # a section whose lines are all commented out
+        tree.setdefault(path[0], {})
+    elif len(path) == 1 and section and isinstance(value, Mapping):
+        for name, inner in value.items():
+            _set(tree, [path[0], str(name)], inner)
+    else:
+        tree[path[-1]] = value
+
+
+def _checked(tree: dict[str, Any], places: Places) -> Config:
+    """The settings, or one ConfigError that lists every mistake: where, which, what was expected, what was found."""
+    problems: list[tuple[str, str]] = []
+    given = tree.get("loss", {})
+    loss = given.get("name", "dpo") if isinstance(given, dict) else getattr(given, "name", "dpo")
+    if loss not in list(LOSSES):  # a list: what was given need not be hashable
+        problems.append(("loss.name", f"loss {loss!r} does not exist; {nearest(str(loss), LOSSES)}"))
+        loss, tree = "dpo", {k: v for k, v in tree.items() if k != "loss"}
+    model = _settings(loss)
     try:
-        return model(**values)
-    except ConfigError as error:  # from the loss section, whose places are known only here
-        raise ConfigError(_placed(str(error), places)) from None
+        config = model.model_validate(tree)
+        if not problems:
+            return config
     except ValidationError as error:
-        problems: list[str] = []
-        for e in error.errors():
-            path = [str(p) for p in e["loc"]]
-            name = prefix + ".".join(p for p in path if p in _names(model) or "[" not in p)
-            name = _without_union_arms(name)
-            problem = _problem(name, e, model, prefix)
-            if problem not in problems:
-                problems.append(problem)
-        raise ConfigError(_placed("\n".join(problems), places)) from None
+        problems += _problems(model, error)
+    lines = [f"{where}: {name}: {what}" if (where := places.of(name)) else f"{name}: {what}" for name, what in problems]
+    raise ConfigError(lines[0] if len(lines) == 1 else f"{len(lines)} settings are wrong:\n{listing(lines)}") from None
 
 
-def _problem(name: str, error: Any, model: type[Section], prefix: str) -> str:
+def _problems(model: type[Config], error: ValidationError) -> list[tuple[str, str]]:
+    """Each wrong setting once, with what was expected. A union reports every arm: the arms that came deepest count."""
+    found: dict[str, list[Any]] = {}
+    for e in error.errors():
+        found.setdefault(_name(model, e["loc"]), []).append(e)
+    deepest = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
+    problems = []
+    for name in deepest:
+        what = " or ".join(dict.fromkeys(_expected(model, name, e) for e in found[name]))
+        kind, value = found[name][0]["type"], found[name][0]["input"]
+        problems.append((name, what if kind in ("extra_forbidden", "value_error") else f"expected {what}; got {_short(value)}"))
+    return problems
+
+
+def _name(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """The dotted name of what pydantic complains about, without the arms of unions: `data.1`, `fields.prompt`."""
+    parts: list[str] = []
+    at: Any = model
+    for part in loc:
+        if _is_section(at):
+            field = at.model_fields.get(part)
+            at = field.annotation if field else None
+            parts.append(str(part))
+        elif isinstance(part, int) or get_origin(at) is dict and not str(part).startswith("["):
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text (a number or true as text goes in quotes)",
+    "too_short": "text that is not empty (null: none)",
+    "list_type": "a list, [like, this]",
+    "dict_type": "a mapping, {like: this}",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+}
+
+
+def _expected(model: type[Config], name: str, error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return f"{name}: no such setting; {nearest(name, (prefix + n for n in _names(model)))}"
-    if error["type"] == "value_error" and not error["loc"]:
+        return _unknown(model, name)
+    if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    return f"{name}: {error['msg'][0].lower() + error['msg'][1:]}; got {error['input']!r}"
+    if error["type"] == "model_type":
+        return f"a section with settings such as {next(n for n in _names(model) if n.startswith(name + '.'))}"
+    expected: str = _EXPECTED.get(error["type"], error["msg"])
+    return expected.format(**error.get("ctx", {}))
 
 
-def _without_union_arms(name: str) -> str:
-    arms = {"str", "list", "int", "float", "constrained-str", "function-after", "list[constrained-str]"}
-    return ".".join(p for p in name.split(".") if p not in arms)
+def _unknown(model: type[Config], name: str) -> str:
+    section, _, parameter = name.partition(".")
+    others = [loss for loss in LOSSES if section == "loss" and parameter in loss_section(loss).model_fields]
+    if others:
+        own = ", ".join(n for n in _names(model) if n.startswith("loss.") and n != "loss.name")
+        loss = model.model_fields["loss"].default.name
+        return f"a parameter of {', '.join(others)}; the objective {loss} has {own or 'no parameters'}"
+    same = [n for n in _names(model) if n.rpartition(".")[2] == name.rpartition(".")[2]]  # `lr` means optim.lr, not lora
+    hint = f"did you mean {' or '.join(same)}?" if same else nearest(name, _names(model))
+    return f"no such setting; {hint if hint.startswith('did') else '`preftune config` lists them all'}"
 
 
-def _placed(text: str, places: Places | None) -> str:
-    lines = text.splitlines()
-    if places:
-        lines = [f"{places[n]}: {line}" if (n := line.split(":", 1)[0]) in places else line for line in lines]
-    return lines[0] if len(lines) == 1 else f"{len(lines)} settings are wrong:\n" + listing(lines)
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _names(model: type[BaseModel], prefix: str = "") -> list[str]:
-    names = []
+def _is_section(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and issubclass(annotation, Section)
+
+
+def _names(model: Any, prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if inspect.isclass(inner) and issubclass(inner, Section) and inner is not Section:
-            names += _names(inner, f"{prefix}{name}.")
-        names.append(prefix + name)
-    return names
+        if _is_section(field.annotation):
+            yield from _names(field.annotation, f"{prefix}{name}.")
+        yield prefix + name
 
 
 def describe(loss: str = "dpo") -> str:
     """Every setting with its default, unit and one line of help, as YAML that is itself a recipe."""
     config = Config.of({"loss": {"name": loss}})
-    lines = ["# Every setting of preftune with its default. Unit in [brackets]. Give any of them as key=value on the command line."]
+    lines = ["# Every setting with its default, its unit in [brackets]. Give any of them as key=value on the command line."]
     lines += _described(type(config), config, indent="")
     return "\n".join(lines) + "\n"
 
@@ -308,14 +389,14 @@ def _described(model: type[BaseModel], values: BaseModel, indent: str) -> list[s
     for name, field in model.model_fields.items():
         value = getattr(values, name)
         if isinstance(value, Section):
-            title = (type(value).__doc__ or "").strip().splitlines()[0] if name != "loss" else field.description
+            title = inspect.cleandoc(type(value).__doc__ or "").splitlines()[0]
             lines += ["", f"{indent}{name}:  # {title}", *_described(type(value), value, indent + "  ")]
             continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         unit = f" [{extra['unit']}]" if "unit" in extra else ""
         choices = _choices(field.annotation)
         help = f"{field.description}{unit}" + (f" ({' | '.join(choices)})" if choices else "")
-        shown = dump_yaml({name: value}).strip() if field.default is not PydanticUndefined or value else f"{name}: {value}"
+        shown = dump_yaml({name: value}).strip()
         lines.append(f"{indent}{shown:<{34 - len(indent)}}  # {help}")
     return lines
 

@@ -1,7 +1,8 @@
 """Files that are either whole or not there.
 
-`write_atomic` writes beside the target, syncs, renames: a reader sees the old file or the new one. `Appender` adds whole
-lines to a JSONL file. Every failure of the disk becomes a StorageError that says what to do.
+`write_atomic` writes beside the target, syncs, renames: a reader sees the old file or the new one. `append_lines` adds whole
+lines to a JSONL file, and clears away one that a crash tore. Every failure of the disk becomes a StorageError that says what
+to do.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from preftune.errors import StorageError
 
@@ -31,6 +33,7 @@ def storage(path: Path, doing: str) -> Iterator[None]:
             errno.EPERM: "no permission: choose a folder that you may write to, with out=",
             errno.EROFS: "the file system is read-only: choose another folder with out=",
             errno.ENOTDIR: "a part of this path is a file, not a folder",
+            errno.EEXIST: "a file of this name is in the way",
         }.get(error.errno or 0, str(error))
         raise StorageError(f"{path}: cannot {doing}: {advice}") from error
 
@@ -49,16 +52,15 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     with storage(path, "write this file"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
 
@@ -73,21 +75,44 @@ def sync_folder(path: Path) -> None:
 
 
 def json_line(row: Any) -> str:
-    """One JSON object on one line; NaN and infinities are refused (they are not JSON)."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    """One JSON object on one line; NaN and infinities are refused (they are not JSON), lone surrogates escaped."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        text = json.dumps(row, allow_nan=False)
+    return text + "\n"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of our own JSONL file; a last line that was torn by a crash is left out. [] where there is no file."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """Rows of our own JSONL file; a last line that was torn by a crash is left out. [] where there is no file.
+
+    Raises StorageError with `file:line` where any other line is not a JSON object.
+    """
+    with storage(path, "read this file"):
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    rows = []
+    for at, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise StorageError(f"{path}:{at}: not a JSON object; this file is written by preftune alone: was it damaged?")
+        rows.append(row)
+    return rows
 
 
 def append_lines(path: Path, rows: list[Any]) -> None:
-    """Adds rows to a JSONL file, each a whole line, and hands them to the disk."""
-    with storage(path, "append to this file"), path.open("ab") as file:
-        file.write("".join(json_line(row) for row in rows).encode())
+    """Adds rows to a JSONL file, each a whole line, and hands them to the disk. A torn last line is cut off first."""
+    data = "".join(json_line(row) for row in rows).encode()
+    with storage(path, "append to this file"), path.open("ab+") as file:
+        if file.tell() and not _ends_a_line(file):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

@@ -19,7 +19,7 @@ from typing import Any
 
 from preftune.config import Config
 from preftune.errors import StorageError
-from preftune.files import append_lines, json_line, make_folder, read_jsonl, write_atomic
+from preftune.files import append_lines, json_line, make_folder, read_jsonl, storage, write_atomic
 
 
 class Run:
@@ -59,7 +59,7 @@ class Run:
         """A run folder that exists. Raises StorageError where it is none."""
         run = cls(path)
         if not run.config_file.exists():
-            raise StorageError(f"{run.path}: not a run folder (no config.yaml in it)")
+            raise StorageError(f"{run.path}: not a run folder (no config.yaml in it); expected the out= of an earlier run")
         return run
 
     def config(self) -> Config:
@@ -71,8 +71,13 @@ class Run:
         write_atomic(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     def read_json(self, file: Path) -> Any:
-        """Content of one of the run's JSON files; None where it was not written."""
-        return json.loads(file.read_text()) if file.exists() else None
+        """Content of one of the run's JSON files; None where it was not written. Raises StorageError."""
+        with storage(file, "read this file"):
+            text = file.read_bytes() if file.exists() else b"null"
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise StorageError(f"{file}: not valid JSON ({error}); this file is written by preftune alone") from None
 
     def metrics(self, *, split: str | None = None) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl in their order; only those of `split` ("train" or "eval") if given."""

@@ -20,9 +20,13 @@ os.environ |= {
     "WANDB_MODE": "offline",
 }
 
+from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("preftune", "beartype.beartype")  # every annotation of the package is checked at every call
+
+settings.register_profile("preftune", deadline=None, derandomize=os.environ.get("CI") == "true")  # CI: the same cases each time
+settings.load_profile("preftune")
 
 
 @pytest.fixture(autouse=True, scope="session")
