@@ -1,0 +1,465 @@
+"""Responses from a local Hugging Face causal language model: prompts as token ids in, replies as token ids out.
+
+    >>> replies = sample(model, [prompt_ids], Sampling(n=4, max_tokens=64, seed=1), stop_ids={end_of_turn})
+    >>> replies[0][2].ids, replies[0][2].ended
+    (array([17, 5, 2], dtype=int32), True)
+
+The text of a reply depends on the weights, the prompt and the `Sampling`, and on nothing else: token t of sample k of a
+prompt is the inverse of the next-token distribution at a uniform number that comes from (seed, prompt, k, t) alone. Batch size,
+the order of the prompts and their number change no reply, except where rounding moves a probability across that number: about
+once in a million tokens in float32, far more often in bfloat16.
+
+Decoding is a loop of our own over the model's forward. Each prompt is read once and its cache shared by its samples, prompts
+are padded on the left, and rows that are finished leave the batch. Whether an architecture computes the same with padding and
+with a cache is measured (`_measured_reader`), never assumed; one that does not is served without, more slowly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from preftune.errors import ConfigError, DataError, ModelError, listing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn. Truncations apply after the temperature, in the order top_k, top_p, min_p.
+
+    n:                 replies per prompt.
+    temperature:       divides the logits; 0 takes the most likely token always.
+    top_p:             keep the fewest most likely tokens that hold this fraction of the probability; 1 keeps all.
+    top_k:             keep this many most likely tokens; 0 keeps all.
+    min_p:             keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
+    max_tokens:        longest reply, in tokens, the stop token included.
+    seed:              same seed, same text.
+    tokens_per_batch:  prompt and reply tokens that are held at once; 0 decides by the model's size and the memory.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 256
+    seed: int = 0
+    tokens_per_batch: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError that lists every value out of range."""
+        expected = {
+            "n": (self.n >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < float("inf"), "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "at least 0 (0: off)"),
+            "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "tokens_per_batch": (self.tokens_per_batch >= 0, "at least 0 (0: automatic)"),
+        }
+        bad = [f"{name}={getattr(self, name)}: expected {range_}" for name, (good, range_) in expected.items() if not good]
+        if bad:
+            raise ConfigError("sampling settings are out of range:\n" + listing(bad))
+
+
+class Reply(NamedTuple):
+    """One sampled response."""
+
+    ids: NDArray[np.int32]  # [L] token ids, the stop token included where the reply ended by itself
+    logp: NDArray[np.float32]  # [L] nats, under the model's own distribution: no temperature, nothing truncated
+    ended: bool  # True: by a stop token; False: cut at max_tokens or at the end of the model's context
+
+
+def sample(
+    model: nn.Module,
+    prompts: Sequence[NDArray[np.int32]],
+    sampling: Sampling,
+    *,
+    stop_ids: Collection[int],
+    pad_id: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[list[Reply]]:
+    """`sampling.n` replies to each prompt, as [prompt][sample]. A prompt that occurs twice gets different replies.
+
+    `pad_id` fills the padding, which is masked: any id of the vocabulary does. `on_progress(done, total)` counts replies, batch
+    by batch. The model's training flags and its attention implementation are as before when this returns.
+
+    Raises DataError for a prompt that is empty, outside the vocabulary or leaves no room in the model's context, ModelError
+    where the model's log-probs are not finite.
+    """
+    if not prompts:
+        return []
+    _check_prompts(model, prompts)
+    drawn = 1 if sampling.temperature == 0 else sampling.n  # greedy replies to one prompt are all the same
+    rows: list[_Row] = []
+    seen: Counter[bytes] = Counter()
+    for i in range(len(prompts)):
+        content = prompts[i].tobytes()
+        rows += [_Row(i, _key(sampling.seed, prompts[i], seen[content], k)) for k in range(drawn)]
+        seen[content] += 1
+    rows.sort(key=lambda row: -len(prompts[row.prompt]))  # the largest batch first: one that does not fit fails at once
+    replies: list[list[Reply]] = [[] for _ in prompts]
+    n_done = 0
+    with _inference(model):
+        reader = _measured_reader(model, prompts, sampling, pad_id)
+        for batch in _batches(rows, prompts, reader, sampling):
+            for row, reply in zip(batch, _decode(reader, prompts, batch, sampling, stop_ids), strict=True):
+                replies[row.prompt] += [reply] * (sampling.n // drawn)
+            n_done += len(batch) * (sampling.n // drawn)
+            if on_progress:
+                on_progress(n_done, len(prompts) * sampling.n)
+    return replies
+
+
+def stream(
+    model: nn.Module,
+    prompt_ids: NDArray[np.int32],
+    sampling: Sampling,
+    *,
+    stop_ids: Collection[int],
+    decode: Callable[[Sequence[int]], str],
+) -> Iterator[str]:
+    """The first reply that `sample` would give, in pieces of text as they come, the stop token left out; for a terminal.
+
+    A piece never ends within a character: bytes that are no whole character yet wait for the next token. The model stays in
+    inference mode until the iterator is exhausted or closed. Raises as `sample` does.
+    """
+    _check_prompts(model, [prompt_ids])
+    ids: list[int] = []
+    shown = text = ""
+    with _inference(model):
+        reader = _measured_reader(model, [prompt_ids], sampling, 0)
+        row = _Row(0, _key(sampling.seed, prompt_ids, 0, 0))
+        for _, tokens, _ in _steps(reader, [prompt_ids], [row], sampling, stop_ids):
+            if int(tokens[0]) in stop_ids:
+                break
+            ids.append(int(tokens[0]))
+            text = decode(ids)  # always from the start: what a token reads as depends on those before it
+            if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                if len(text) > len(shown):
+                    yield text[len(shown) :]
+                shown = text
+    if len(text) > len(shown):  # bytes that never became a character: what `decode` makes of the whole reply
+        yield text[len(shown) :]
+
+
+@contextmanager
+def inference_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, the model attends by an implementation that knows padding and caches; afterwards by the one it had.
+
+    A policy may be loaded with an implementation for packed training batches, which cannot decode. Who loads it says what to
+    use instead by the attribute `_preftune_inference_attention`; by default that is "sdpa", or "eager" where the architecture
+    has no SDPA or caps attention logits, which SDPA cannot.
+    """
+    base = _base(model)
+    before = base.config._attn_implementation
+    capped = getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    default = "eager" if capped or not base._supports_sdpa else "sdpa"
+    wanted = getattr(model, "_preftune_inference_attention", None) or default
+    if before == wanted or not base._can_set_attn_implementation():
+        yield
+        return
+    base.set_attn_implementation(wanted)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(before)
+
+
+@contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and inference attention inside; every module's own training flag afterwards."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with inference_attention(model):
+            yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
+def _base(model: Any) -> Any:
+    """The Hugging Face model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _context(model: nn.Module) -> int | None:
+    """Most tokens that the model can read, None where its architecture sets no limit."""
+    limit = getattr(_base(model).config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit and limit > 0 else None
+
+
+def _check_prompts(model: nn.Module, prompts: Sequence[NDArray[np.int32]]) -> None:
+    limit, vocabulary = _context(model), int(_base(model).config.get_text_config().vocab_size)
+    problems = []
+    for i, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            problems.append(f"prompt {i} is empty: expected at least one token")
+        elif limit is not None and len(prompt) >= limit:
+            problems.append(f"prompt {i} has {len(prompt)} tokens: the model's context holds {limit}, the reply included")
+        elif prompt.min() < 0 or prompt.max() >= vocabulary:
+            problems.append(f"prompt {i} has token ids {prompt.min()}…{prompt.max()}: the model knows 0…{vocabulary - 1}")
+    if problems:
+        raise DataError("prompts that the model cannot answer; shorten them or leave them out:\n" + listing(problems))
+
+
+class _Row(NamedTuple):
+    """One reply to draw."""
+
+    prompt: int  # index of the prompt
+    key: int  # of the generator of its uniform numbers
+
+
+def _key(seed: int, prompt: NDArray[np.int32], occurrence: int, k: int) -> int:
+    """128 bits, the same on every machine; `occurrence` counts the same prompt earlier in the list."""
+    content = f"{seed}/{occurrence}/{k}/".encode() + prompt.astype("<i4").tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=16).digest(), "little")
+
+
+def _uniforms(key: int, n: int) -> NDArray[np.float64]:
+    """The first n numbers of a sequence; so far below 1 that multiplying by a sum keeps them below that sum."""
+    return np.random.Generator(np.random.Philox(key=key)).random(n) * (1 - 2.0**-50)
+
+
+def _batches(
+    rows: list[_Row], prompts: Sequence[NDArray[np.int32]], reader: _Reader, sampling: Sampling
+) -> Iterator[list[_Row]]:
+    """Neighbouring rows that fit in memory together.
+
+    What a token takes is its keys and values in all layers; what a row takes is the vocabulary, a few times in float64, while
+    its next token is drawn. The last caps are where larger batches stopped being faster for tiny models.
+    """
+    config, weight = reader.base.config.get_text_config(), next(reader.model.parameters())
+    cuda = weight.device.type == "cuda"
+    memory = torch.cuda.mem_get_info(weight.device)[0] // 2 if cuda else 2**30  # bytes
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    n_states = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
+    max_tokens = sampling.tokens_per_batch or min(memory // (n_states * weight.element_size()), 2**20 if cuda else 2**15)
+    max_rows = max(1, min(memory // (40 * config.vocab_size), 4096))
+    batch: list[_Row] = []
+    longest = 0
+    for row in rows:
+        length = len(prompts[row.prompt])
+        full = len(batch) >= max_rows or (len(batch) + 1) * (longest + sampling.max_tokens) > max_tokens
+        if batch and (full or (length != longest and not reader.path.padded)):
+            yield batch
+            batch = []
+        longest = longest if batch else length
+        batch.append(row)
+    yield batch
+
+
+def _decode(
+    reader: _Reader, prompts: Sequence[NDArray[np.int32]], batch: list[_Row], sampling: Sampling, stop_ids: Collection[int]
+) -> list[Reply]:
+    """The replies of one batch, in its order."""
+    ids = np.zeros((len(batch), sampling.max_tokens), np.int32)
+    logps = np.zeros((len(batch), sampling.max_tokens), np.float32)
+    length = np.zeros(len(batch), np.int64)
+    for rows, tokens, logp in _steps(reader, prompts, batch, sampling, stop_ids):
+        ids[rows, length[rows]] = tokens
+        logps[rows, length[rows]] = logp
+        length[rows] += 1
+    ended = np.isin(ids[np.arange(len(batch)), length - 1], list(stop_ids))
+    return [Reply(ids[r, :n].copy(), logps[r, :n].copy(), bool(ended[r])) for r, n in enumerate(length)]
+
+
+def _steps(
+    reader: _Reader, prompts: Sequence[NDArray[np.int32]], batch: list[_Row], sampling: Sampling, stop_ids: Collection[int]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]]:
+    """Per step: the rows of the batch that still go on, their new token, its log-prob."""
+    place = {i: n for n, i in enumerate(dict.fromkeys(row.prompt for row in batch))}  # each prompt is read once
+    room = [sampling.max_tokens if reader.context is None else reader.context - len(prompts[row.prompt]) for row in batch]
+    limit = np.minimum(room, sampling.max_tokens)
+    uniform = np.stack([_uniforms(row.key, int(limit.max())) for row in batch])
+    stop = list(stop_ids)
+    logits = reader.start([prompts[i] for i in place])
+    logits = logits[reader.keep(np.array([place[row.prompt] for row in batch]))]
+    rows, going = np.arange(len(batch)), np.ones(len(batch), bool)
+    for t in range(int(limit.max())):
+        token, token_logp = _draw(logits, torch.from_numpy(uniform[rows, t]), sampling)
+        tokens, logp = token.cpu().numpy().astype(np.int32), token_logp.cpu().numpy()
+        if not np.isfinite(logp).all():
+            raise ModelError(
+                "the model's next-token log-probs are NaN or infinite: its weights are damaged, or this dtype overflows; "
+                "expected finite numbers (try float32)"
+            )
+        yield rows[going], tokens[going], logp[going]
+        going &= ~np.isin(tokens, stop) & (t + 1 < limit[rows])
+        if not going.any():
+            return
+        if going.mean() <= 0.8:  # to leave costs a copy of the cache, to stay costs a row of each step
+            token = token[reader.keep(np.flatnonzero(going)).to(token.device)]
+            rows, going = rows[going], going[going]
+        logits = reader.step(token)
+
+
+@torch.inference_mode()
+def _draw(
+    logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, "row"], sampling: Sampling
+) -> tuple[Int[Tensor, "row"], Float[Tensor, "row"]]:
+    """The next token of each row, and its log-prob under the model's own distribution."""
+    if logits.device.type == "mps":  # which has no float64
+        logits = logits.cpu()
+    logp = logits.float().log_softmax(-1)
+    if sampling.temperature == 0:
+        token = logp.argmax(-1)
+    else:
+        # Float64, in the order of token ids: the cumulative sum of a large vocabulary is then exact to far below the rounding
+        # of the logits, so that which batch a row is in hardly moves a boundary.
+        cumulative = _truncated((logits.double() / sampling.temperature).softmax(-1), sampling).cumsum(-1)
+        target = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)  # NaN: past the end
+    return token, logp.gather(-1, token[:, None])[:, 0]
+
+
+def _truncated(p: Float[Tensor, "row vocab"], sampling: Sampling) -> Float[Tensor, "row vocab"]:
+    """Probabilities with 0 for the tokens that top_k, top_p and min_p exclude; not normalised."""
+    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+        return p
+    kept, token = p.sort(stable=True, dim=-1, descending=True)
+    if sampling.top_k:
+        kept[:, sampling.top_k :] = 0
+    if sampling.top_p < 1:
+        before = kept.cumsum(-1) - kept  # mass of the more likely ones; a token that crosses the bound is kept
+        kept = kept.where(before < sampling.top_p * kept.sum(-1, keepdim=True), 0)
+    kept = kept.where(kept >= sampling.min_p * kept[:, :1], 0)
+    return torch.zeros_like(p).scatter(-1, token, kept)
+
+
+class _Path(NamedTuple):
+    """How a model is fed."""
+
+    padded: bool  # prompts of unequal length share a batch; else only prompts of equal length do
+    cached: bool  # a step feeds one token a row; else the whole sequence again
+
+
+class _Reader:
+    """Feeds a batch of sequences to a model and gives the logits after the last token of each."""
+
+    def __init__(self, model: nn.Module, path: _Path, pad_id: int) -> None:
+        self.model, self.path, self.pad_id = model, path, pad_id
+        self.base, self.context = _base(model), _context(model)
+        self.cache: Any = None
+        self.device = self.base.get_input_embeddings().weight.device
+        self.accepts = inspect.signature(self.base.forward).parameters
+
+    @torch.inference_mode()
+    def start(self, prompts: Sequence[NDArray[np.int32]]) -> Float[Tensor, "row vocab"]:
+        """Forget what was, and read prompts, one a row."""
+        from transformers import DynamicCache
+
+        self.cache = DynamicCache(config=self.base.config) if self.path.cached else None
+        length = np.array([len(p) for p in prompts])
+        ids = np.full((len(prompts), int(length.max())), self.pad_id, np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[len(row) - len(prompt) :] = prompt
+        real = torch.from_numpy(np.arange(ids.shape[1]) >= (ids.shape[1] - length)[:, None]).to(self.device)
+        self.ids = torch.from_numpy(ids).to(self.device)  # [row, token] what a forward feeds
+        self.real = None if bool(real.all()) else real.long()  # [row, token so far] 0 where it is padding
+        self.position = (real.cumsum(-1) - 1).clamp(min=0)  # [row, token]
+        return self._forward()
+
+    def keep(self, rows: NDArray[np.int64]) -> Int[Tensor, "row"]:
+        """From now on hold these rows, repeated or left out as wanted; returns them as an index."""
+        index = torch.from_numpy(rows).to(self.device)
+        if self.cache is not None:
+            self.cache.reorder_cache(index)  # the one selection of rows that every kind of cache layer has
+        self.ids, self.position = self.ids[index], self.position[index]
+        self.real = None if self.real is None else self.real[index]
+        return index
+
+    @torch.inference_mode()
+    def step(self, token: Int[Tensor, "row"]) -> Float[Tensor, "row vocab"]:
+        """Append a token to every row."""
+        token = token.to(self.device)[:, None]
+        # A row that is finished but still held may run past the last position: what it computes there is thrown away.
+        position = (self.position[:, -1:] + 1).clamp(max=(self.context or 2**31) - 1)
+        if self.cache is None:
+            self.ids, self.position = torch.cat([self.ids, token], 1), torch.cat([self.position, position], 1)
+        else:
+            self.ids, self.position = token, position
+        if self.real is not None:
+            self.real = torch.cat([self.real, torch.ones_like(token)], 1)
+        return self._forward()
+
+    def _forward(self) -> Float[Tensor, "row vocab"]:
+        arguments: dict[str, Any] = {"input_ids": self.ids, "position_ids": self.position, "use_cache": self.cache is not None}
+        if self.real is not None:
+            arguments["attention_mask"] = self.real
+        if self.cache is not None:  # state-space models call theirs cache_params
+            arguments["cache_params" if "cache_params" in self.accepts else "past_key_values"] = self.cache
+        arguments["logits_to_keep"] = 1
+        # An architecture that takes no positions needs none. One that takes no mask or no cache computes something else without
+        # them, which `_measured_reader` notices.
+        logits: Tensor = self.model(**{name: value for name, value in arguments.items() if name in self.accepts}).logits
+        return logits[:, -1]
+
+
+_EXACT: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], bool]] = WeakKeyDictionary()  # what was measured before
+
+
+def _measured_reader(model: nn.Module, prompts: Sequence[NDArray[np.int32]], sampling: Sampling, pad_id: int) -> _Reader:
+    """The fastest reader that computes what a plain forward of each sequence alone does; the log says when it is a slow one."""
+    base = _base(model)
+    plain = _Reader(model, _Path(padded=False, cached=False), pad_id)  # exact by definition
+    rope = getattr(base.config.get_text_config(), "rope_parameters", None) or {}
+    trained = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") == "longrope" and trained and max(map(len, prompts)) + sampling.max_tokens > trained:
+        log.warning("replies are sampled without a cache: past %d tokens this model changes all its rotations", trained)
+        return plain
+    exact = _EXACT.setdefault(model, {})
+    for path in (_Path(padded=True, cached=True), _Path(padded=False, cached=True)):
+        reader = _Reader(model, path, pad_id)
+        case = (path, base.config._attn_implementation, next(model.parameters()).dtype)
+        if case not in exact:
+            why_not = _inexact(reader, plain, prompts[0])
+            exact[case] = not why_not
+            if why_not:
+                log.warning("%s is sampled more slowly, not with %s: %s", type(base).__name__, path, why_not)
+        if exact[case]:
+            return reader
+    return plain
+
+
+def _inexact(reader: _Reader, plain: _Reader, prompt: NDArray[np.int32]) -> str:
+    """Why `reader` does not compute what `plain` does, "" where it does: measured on two short sequences, a few steps.
+
+    The measure is the mean of |Δ log-prob| over the next token, in nats. What is the same mathematics differs by rounding.
+    Sequences this short do not reach beyond a sliding window: that those are exact is for the tests to show.
+    """
+    n_steps = 3
+    longest = max(1, min(12, (reader.context or 2**31) - n_steps))
+    short = max(1, longest - 5) if reader.path.padded else longest
+    rows = [np.resize(prompt, longest + n_steps), np.resize(prompt[::-1], short + n_steps)]
+    try:
+        fed = [reader.start([row[:-n_steps] for row in rows[::-1]])]
+        fed[0] = fed[0][reader.keep(np.array([1, 0]))]  # the cache has to follow its rows too
+        for t in range(-n_steps, 0):
+            fed.append(reader.step(torch.tensor([int(row[t]) for row in rows])))
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as refusal:
+        return f"its code refuses ({type(refusal).__name__}: {refusal})"  # what other people's code raises is theirs to choose
+    worst = 0.0
+    for n, ids in enumerate(rows):
+        for t, logits in enumerate(fed):
+            expected = plain.start([ids[: len(ids) - n_steps + t]])[0].double().cpu().log_softmax(-1)
+            difference = (logits[n].double().cpu().log_softmax(-1) - expected).abs()
+            worst = max(worst, float((expected.exp() * difference).sum()))
+    bound = 1e-4 if fed[0].dtype in (torch.float32, torch.float64) else 0.1
+    return "" if worst <= bound else f"log-probs differ by {worst:.2g} nats, which rounding (up to {bound}) does not explain"
