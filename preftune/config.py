@@ -83,8 +83,13 @@ class BatchSettings(Section):
         int, setting("most tokens read in one forward pass on one device; never changes the result", unit="tokens", ge=1)
     ] = 8192
     max_length: Annotated[
-        int, setting("longest prompt + response; older prompt turns are cut first, and counted", unit="tokens", ge=2)
-    ] = 1024
+        int | None,
+        setting(
+            "longest prompt + response; older prompt turns are cut first, and counted; null: the model's context, at most 1024",
+            unit="tokens",
+            ge=2,
+        ),
+    ] = None
 
 
 class Lora(Section):

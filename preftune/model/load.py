@@ -150,15 +150,21 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def stop_ids(model: Any) -> tuple[int, ...]:
-    """Token ids that end an answer according to the model's generation config."""
-    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+def stop_ids(folder: Path) -> tuple[int, ...]:
+    """Token ids that end an answer according to the folder's generation config."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").exists():
+        return ()
+    stop = GenerationConfig.from_pretrained(str(folder)).eos_token_id
     return () if stop is None else tuple(stop) if isinstance(stop, list | tuple) else (int(stop),)
 
 
-def context_length(model: Any) -> int | None:
-    """Longest sequence that the model's positions cover; None where it states none."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def context_length(folder: Path) -> int | None:
+    """Longest sequence that the model's positions cover; None where its configuration states none."""
+    if (folder / "adapter_config.json").exists():
+        return context_length(resolve(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]))
+    length = getattr(_config(folder).get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
 
 

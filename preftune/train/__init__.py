@@ -1,0 +1,1 @@
+"""One loop for every objective. `step` alone joins the engine and the losses."""

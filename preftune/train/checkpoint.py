@@ -1,0 +1,151 @@
+"""What an interrupted run goes on from: safetensors and JSON, whole or not there, and checked before it is believed.
+
+    checkpoints/step-000100/
+        weights.safetensors      the trainable weights, by name
+        optimizer.safetensors    "exp_avg.NAME", "exp_avg_sq.NAME"
+        state.json               step, random state, early stopping
+        manifest.json            size and sha256 of each file
+
+A checkpoint is written to a hidden folder, synced, and renamed; one that does not match its manifest is never loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from preftune.files import storage, sync_folder, write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on disk that has been checked against its manifest."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Updates done when it was written; the next step to run."""
+        return int(self.state["step"])
+
+
+def trainable(policy: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights by name."""
+    return {name: p for name, p in policy.named_parameters() if p.requires_grad}
+
+
+def save(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int) -> Path:
+    """Writes checkpoint step-N of `state["step"]` into `folder` and removes all but the newest `keep`. Raises StorageError."""
+    final = folder / f"step-{state['step']:06d}"
+    with storage(final, "write this checkpoint"):
+        temporary = folder / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_weights(temporary / "weights.safetensors", trainable(policy))
+        write_weights(temporary / "optimizer.safetensors", _moments(policy, optimizer))
+        state = {**state, "random": _random_state()}
+        write_atomic(temporary / "state.json", json.dumps(state))
+        manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(temporary.iterdir())}
+        write_atomic(temporary / "manifest.json", json.dumps(manifest))
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        sync_folder(folder)
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
+    problems = []
+    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        problem = _damage(candidate)
+        if problem is None:
+            return Checkpoint(candidate, json.loads((candidate / "state.json").read_text())), problems
+        problems.append(f"{candidate}: not used: {problem}")
+    return None, problems
+
+
+def restore(checkpoint: Checkpoint, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts weights, optimizer moments and random state back as they were."""
+    from safetensors.torch import load_file
+
+    load_weights(checkpoint.folder / "weights.safetensors", policy)
+    moments = load_file(checkpoint.folder / "optimizer.safetensors")
+    for name, parameter in trainable(policy).items():
+        if f"exp_avg.{name}" not in moments:
+            continue  # no update has touched it yet
+        optimizer.state[parameter] = {
+            "step": moments[f"step.{name}"],
+            "exp_avg": moments[f"exp_avg.{name}"].to(parameter.device),
+            "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(parameter.device),
+        }
+    random = checkpoint.state["random"]
+    torch.set_rng_state(torch.frombuffer(bytearray(bytes.fromhex(random["cpu"])), dtype=torch.uint8))
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.frombuffer(bytearray(bytes.fromhex(random["cuda"])), dtype=torch.uint8))
+
+
+def write_weights(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Tensors as one safetensors file, handed to the disk."""
+    from safetensors.torch import save_file
+
+    save_file({name: t.detach().contiguous() for name, t in tensors.items()}, file)
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def load_weights(file: Path, policy: nn.Module) -> None:
+    """Trainable weights from a file that `write_weights` wrote."""
+    from safetensors.torch import load_file
+
+    stored = load_file(file)
+    with torch.no_grad():
+        for name, parameter in trainable(policy).items():
+            parameter.copy_(stored[name])
+
+
+def _moments(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    found = {}
+    for name, parameter in trainable(policy).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"{key}.{name}"] = value
+    return found
+
+
+def _random_state() -> dict[str, str]:
+    state = {"cpu": bytes(torch.get_rng_state().numpy()).hex()}
+    if torch.cuda.is_available():
+        state["cuda"] = bytes(torch.cuda.get_rng_state().numpy()).hex()
+    return state
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, expected in manifest.items():
+            file = folder / name
+            if not file.exists():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes, {expected['bytes']} were written"
+            if _sha256(file) != expected["sha256"]:
+                return f"{name} is not what was written (sha256 differs)"
+        return None if {"weights.safetensors", "optimizer.safetensors", "state.json"} <= set(manifest) else "its manifest is incomplete"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({error})"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

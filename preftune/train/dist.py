@@ -1,0 +1,64 @@
+"""Ranks, as torchrun sets them up. One process is rank 0 of 1, and nothing here does anything then."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among all that train together."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over all ranks, on every rank."""
+        if self.world > 1:
+            td.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.world > 1:
+            td.barrier()
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` holds on any rank."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=device)).item())
+
+
+def join(device: torch.device) -> Ranks:
+    """Joins the process group that torchrun (or `accelerate launch`) describes in the environment."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks()
+    if not td.is_initialized():
+        td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    return Ranks(td.get_rank(), td.get_world_size())
+
+
+def leave() -> None:
+    """Leaves the process group, where there is one."""
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `device=` names; auto is this rank's GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device(name)

@@ -1,0 +1,296 @@
+"""The loop: a generator that yields what happened. Callers (the progress line, trackers, tests) read it.
+
+    for event in training(work):
+        match event:
+            case Step(): ...          # metrics of the step's batch, measured before its update
+            case Evaluated(): ...     # metrics on held-out examples
+            case Saved(): ...         # a checkpoint was written
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from preftune.config import Config
+from preftune.data.types import Tree
+from preftune.engine.policy import Policy
+from preftune.engine.reference import ReferenceStore, groups, logps_of
+from preftune.errors import ConfigError, Interrupted, TrainingError, nearest
+from preftune.run import Run
+from preftune.train import checkpoint
+from preftune.train.dist import Ranks
+from preftune.train.optim import WeightWatch, clip, learning_rate, make_optimizer
+from preftune.train.plan import Plan, cut
+from preftune.train.step import Material, Micro, Objective, Sums, backward, evaluate
+
+
+class Step(NamedTuple):
+    """One optimizer step. Metrics are those of its batch before the update."""
+
+    index: int
+    loss: float  # in the objective's own unit (nats for sft and dpo)
+    lr: float
+    grad_norm: float  # before clipping
+    n_tokens: int  # read in this step, over all ranks
+    seconds: float
+    metrics: dict[str, float]
+
+
+class Evaluated(NamedTuple):
+    """Metrics on the held-out examples after `step` updates, and whether they are the best so far."""
+
+    step: int
+    metrics: dict[str, float]
+    best: bool
+
+
+class Saved(NamedTuple):
+    """A checkpoint of `step` updates was written."""
+
+    step: int
+
+
+Event = Step | Evaluated | Saved
+
+
+@dataclass
+class Stopping:
+    """Early stopping: the best value so far and for how many evaluations nothing was better."""
+
+    best: float | None = None
+    best_step: int = 0
+    without_gain: int = 0
+
+    def better(self, metric: str, value: float, step: int) -> bool:
+        """Records `value`; whether it is the best so far. Losses and KL are better when small, the others when large."""
+        gain = self.best is None or (value < self.best if metric in ("loss", "kl", "perplexity") else value > self.best)
+        if gain:
+            self.best, self.best_step, self.without_gain = value, step, 0
+        else:
+            self.without_gain += 1
+        return gain
+
+
+@dataclass
+class Work:
+    """All that one run of the loop needs."""
+
+    config: Config
+    run: Run
+    policy: Policy
+    objective: Objective
+    train: Material
+    held_out: Material | None
+    reference: ReferenceStore | None
+    starts_as_reference: bool  # the policy is the reference before the first update
+    ranks: Ranks = Ranks()
+    resume_from: checkpoint.Checkpoint | None = None
+    state: dict[str, Any] = field(default_factory=dict)  # what the checkpoint carries besides the weights
+
+    @property
+    def plan(self) -> Plan:
+        """Which examples make which step."""
+        c = self.config
+        return Plan.of(
+            len(self.train.trees), pairs_per_step=c.batch.pairs_per_step, epochs=c.epochs, steps=c.steps, seed=c.seed
+        )
+
+
+def training(work: Work) -> Iterator[Event]:
+    """Trains from where `work.resume_from` stands to the end of the plan.
+
+    Raises Interrupted after saving on SIGTERM or Ctrl-C, TrainingError when the loss is not finite or step 0 is not what it must be.
+    """
+    config, policy, plan = work.config, work.policy, work.plan
+    outer = _distributed(policy, work.ranks)
+    optimizer = make_optimizer(policy, config.optim)
+    watch = WeightWatch(policy)
+    stopping, done = Stopping(), 0
+    if work.resume_from is not None:
+        checkpoint.restore(work.resume_from, policy, optimizer)
+        stopping, done = Stopping(**work.resume_from.state["stopping"]), work.resume_from.step
+    every = eval_every(config, plan.n_steps) if work.held_out else 0
+    lengths = np.array([t.n_tokens for t in work.train.trees], np.int64)
+    policy.train()
+
+    def save(step: int, *, finished: bool = False) -> Saved:
+        if work.ranks.main:
+            state = {**work.state, "step": step, "finished": finished, "stopping": vars(stopping)}
+            checkpoint.save(work.run.checkpoints, policy, optimizer, state, keep=config.checkpoint.keep)
+        work.ranks.barrier()
+        return Saved(step)
+
+    stopped_early = False
+    with stop_signals() as stop:
+        while done < plan.n_steps:
+            if every and done % every == 0:
+                evaluated = _evaluated(work, stopping, done)
+                yield evaluated
+                stopped_early = bool(config.eval.patience) and stopping.without_gain >= (config.eval.patience or 0)
+                if stopped_early:
+                    break
+            yield _step(work, outer, optimizer, watch, done, lengths)
+            done += 1
+            if work.ranks.any(stop.is_set(), _device(policy)):
+                save(done)
+                raise Interrupted(f"stopped after {done} of {plan.n_steps} steps; all is saved. Go on with --resume")
+            if config.checkpoint.every and done % config.checkpoint.every == 0 and done < plan.n_steps:
+                yield save(done)
+        if every and not stopped_early:
+            yield _evaluated(work, stopping, done)
+    yield save(done, finished=True)
+
+
+def _step(
+    work: Work, outer: nn.Module, optimizer: torch.optim.Optimizer, watch: WeightWatch, index: int, lengths: Any
+) -> Step:
+    """One update. The metrics and the gradient's norm reach the host in one transfer, before the weights change."""
+    started = time.perf_counter()
+    config, plan = work.config, work.plan
+    examples = plan.examples(index)
+    cuts = cut(examples, lengths, budget=config.batch.tokens_per_microbatch, world=work.ranks.world)
+    n_units = int(work.train.n_units[examples].sum())
+    micros = (_micro(work, work.train.trees, group or [int(examples[0])], float(bool(group))) for group in cuts[work.ranks.rank])
+    optimizer.zero_grad(set_to_none=True)
+    sums = backward(outer, micros, work.objective, n_units=n_units, world=work.ranks.world)
+    norm = clip(work.policy, config.optim.clip)
+    metrics, (grad_norm, moved) = to_host(sums, work.ranks, norm, watch.moved())
+    _check_finite(work, index, examples, metrics["loss"], grad_norm)
+    if index == 0 and work.starts_as_reference:
+        check_step_zero(metrics, config, precise=work.policy.autocast is None)
+    lr = learning_rate(config.optim, index, plan.n_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    n_tokens, seconds = int(lengths[examples].sum()), time.perf_counter() - started
+    metrics |= {
+        "grad_norm": grad_norm,
+        "learning_rate": lr,
+        "tokens_per_second": n_tokens / seconds,
+        "weights_moved": moved,
+        "epoch": (index + 1) / plan.steps_per_epoch,
+    }
+    return Step(index, metrics["loss"], lr, grad_norm, n_tokens, seconds, metrics)
+
+
+def _micro(work: Work, trees: Sequence[Tree], group: Sequence[int], weight: float = 1.0) -> Micro:
+    chosen = [trees[i] for i in group]
+    batch = work.policy.pack(chosen)
+    return Micro(batch, logps_of(work.reference, chosen, batch) if work.reference is not None else None, weight)
+
+
+def held_out_metrics(work: Work) -> dict[str, float]:
+    """Metrics on the held-out examples with the policy as it is: each example once, whatever the batch or rank count."""
+    assert work.held_out is not None
+    trees = work.held_out.trees
+    mine = sorted(range(work.ranks.rank, len(trees), work.ranks.world), key=lambda i: -trees[i].n_tokens)
+    budget = work.config.batch.tokens_per_microbatch
+    cuts: list[list[int]] = list(groups(mine, [trees[i].n_tokens for i in mine], budget)) or [[0]]
+    micros = (_micro(work, trees, group) for group in cuts)
+    sums = evaluate(work.policy, micros, work.objective)
+    if not mine:  # more ranks than examples: this one only keeps in step
+        sums = {name: value * 0 for name, value in sums.items()}
+    metrics, _ = to_host(sums, work.ranks)
+    return metrics
+
+
+def _evaluated(work: Work, stopping: Stopping, step: int) -> Evaluated:
+    metrics = held_out_metrics(work)
+    metric = work.config.eval.metric
+    if metric not in metrics:
+        raise ConfigError(f"eval.metric: {metric!r} is not measured by {work.objective.name}; {nearest(metric, metrics)}")
+    best = stopping.better(metric, metrics[metric], step)
+    if best and work.config.eval.keep == "best" and work.ranks.main:
+        keep_best(work)
+    return Evaluated(step, metrics, best)
+
+
+def keep_best(work: Work) -> None:
+    """Keeps the weights as they are as the best so far, replacing the former best in one rename."""
+    folder = work.run.best
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".weights.tmp"
+    checkpoint.write_weights(temporary, checkpoint.trainable(work.policy))
+    temporary.replace(folder / "weights.safetensors")
+
+
+def to_host(sums: Sums, ranks: Ranks, *scalars: Tensor) -> tuple[dict[str, float], list[float]]:
+    """Means of the sums over all ranks, and this rank's scalars, in one transfer."""
+    names = sorted(sums)
+    table = ranks.sum(torch.stack([sums[n] for n in names]))
+    flat = torch.cat([table.flatten(), *(s.detach().to(table).reshape(1) for s in scalars)]).tolist()
+    metrics = {n: flat[2 * i] / flat[2 * i + 1] for i, n in enumerate(names)}
+    return metrics, flat[2 * len(names) :]
+
+
+def check_step_zero(metrics: dict[str, float], config: Config, *, precise: bool) -> None:
+    """Before any update the policy is the reference: every margin is 0 and DPO's loss is ln 2. Raises TrainingError if not."""
+    if "kl" not in metrics or metrics["kl"] <= (1e-4 if precise else 0.5):
+        return
+    raise TrainingError(
+        f"step 0: the policy should equal its reference before the first update, but it differs by {metrics['kl']:.3g} nats a response "
+        f"(loss {metrics['loss']:.6f}, margin {metrics['rewards/margins']:.3g}). Likely causes: reference log-probs of another model or "
+        "template (delete the cache folder), dropout in the base model, or a model whose forward pass is not deterministic"
+    )
+
+
+def _check_finite(work: Work, index: int, examples: Any, loss: float, grad_norm: float) -> None:
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {grad_norm} (the loss is {loss:.4g})"
+    ids = [work.train.trees[i].id for i in examples[:5]]
+    raise TrainingError(
+        f"step {index}: the {what}; the weights were not touched by it. Its examples: {', '.join(ids)}"
+        f"{' …' if len(examples) > 5 else ''}. Try a smaller optim.lr (now {work.config.optim.lr:g}), precision=fp32, "
+        "or look at these rows"
+    )
+
+
+def eval_every(config: Config, n_steps: int) -> int:
+    """Steps between evaluations: as set, else about ten in the run."""
+    return config.eval.every if config.eval.every is not None else max(1, n_steps // 10)
+
+
+def _distributed(policy: Policy, ranks: Ranks) -> nn.Module:
+    if ranks.world == 1:
+        return policy
+    experts = any("expert" in name for name, _ in policy.named_parameters())  # not every expert sees a token
+    return nn.parallel.DistributedDataParallel(policy, broadcast_buffers=False, find_unused_parameters=experts)
+
+
+def _device(policy: nn.Module) -> torch.device:
+    return next(policy.parameters()).device
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets, so that the step in hand is finished and saved; a second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for s in before:
+        signal.signal(s, ask)
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

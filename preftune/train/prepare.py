@@ -1,0 +1,241 @@
+"""From settings to all that the loop needs: data read and split, tokenized, model loaded, reference scored.
+
+Whatever can be wrong with the settings, the data or the model is found here, before the first step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from preftune.config import Config
+from preftune.data.read import Dataset, read_examples
+from preftune.data.split import leaked_prompts, split_by_prompt
+from preftune.data.template import Renderer, build_trees
+from preftune.data.types import Example, Tree
+from preftune.engine.policy import Policy
+from preftune.engine.reference import ReferenceStore, default_cache, fill, missing, response_key
+from preftune.errors import ConfigError, DataError
+from preftune.model.load import (
+    check_vocabulary,
+    context_length,
+    identity,
+    load_model,
+    load_tokenizer,
+    resolve,
+    stop_ids,
+)
+from preftune.model.lora import add_lora
+from preftune.run import Run
+from preftune.train.dist import Ranks
+from preftune.train.step import Material, Objective, material
+
+
+class Said(NamedTuple):
+    """One thing that a user should know: which format, which path, what was dropped."""
+
+    kind: str
+    message: str
+
+
+class Progress(NamedTuple):
+    """How far a long stage is."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass
+class Data:
+    """Tokenized data of a run, with every row accounted for."""
+
+    train: Material
+    held_out: Material | None
+    samples: list[Example]  # fixed prompts to answer before and after
+    notes: list[Said] = field(default_factory=list)
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Names the exact tokens of the training set and their order: a resumed run must find the same."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tree in self.train.trees:
+            for branch in tree.branches:
+                digest.update(response_key(tree.prompt, branch))
+        return digest.hexdigest()
+
+
+class Precision(NamedTuple):
+    """Type of the stored weights, and of matrix products in the forward pass (None: the same)."""
+
+    weights: torch.dtype
+    autocast: torch.dtype | None
+
+    def __str__(self) -> str:
+        kinds = [str(d).removeprefix("torch.") for d in (self.weights, self.autocast) if d is not None]
+        return "/".join(kinds)
+
+
+def precision_of(setting: str, device: torch.device) -> Precision:
+    """What `precision=` means on this device. On a CPU auto is float32: bf16 moves log-prob sums by tenths of a nat there."""
+    if setting == "pure_bf16":
+        return Precision(torch.bfloat16, None)
+    if setting == "bf16" or (setting == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        return Precision(torch.float32, torch.bfloat16)
+    return Precision(torch.float32, None)
+
+
+def require(config: Config) -> None:
+    """Raises ConfigError where a setting that has no default is missing, or where two contradict each other."""
+    if config.model is None:
+        raise ConfigError("model: give the folder or hub id of the model to train, as model=PATH")
+    if config.data is None:
+        raise ConfigError("data: give the file with the preferences, as data=FILE")
+    if config.lora.merge and not config.lora.r:
+        raise ConfigError("lora.merge: there is nothing to merge without lora.r")
+
+
+def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
+    """Rows to Trees: read, split by prompt, tokenized, and reduced to what the objective uses. Raises DataError."""
+    assert config.data is not None
+    quarantine = Path(config.quarantine) if config.quarantine else None
+    source = read_examples(config.data, format=config.format, fields=config.fields, quarantine=quarantine)
+    notes = [Said("data", note) for note in source.notes]
+    held_out: Sequence[Example] = []
+    train: Sequence[Example] = source.examples
+    datasets = {"data": source}
+    if config.eval.data is not None:
+        aside = quarantine.with_name(f"eval-{quarantine.name}") if quarantine else None
+        other = read_examples(config.eval.data, format=config.format, fields=config.fields, quarantine=aside)
+        held_out, datasets["eval.data"] = other.examples, other
+        notes += [Said("data", note) for note in other.notes]
+        if leaked := leaked_prompts(train, held_out):
+            notes.append(Said("warning", f"{len(leaked)} of {len(held_out)} evaluation prompts stand in the training data too"))
+    elif config.eval.fraction and config.eval.every != 0:
+        train, held_out = split_by_prompt(source.examples, config.eval.fraction, config.seed)
+        if not held_out:
+            notes.append(Said("data", "all examples share one prompt: none is held out for evaluation"))
+    train_material = material(build_trees(train, renderer), objective.record, name=objective.name)
+    held_out_material = None
+    if held_out:
+        held_out_material = material(build_trees(held_out, renderer), objective.record, name=objective.name)
+    notes += [Said("tokens", line) for line in (*renderer.describe(), *renderer.report.lines())]
+    notes += [Said("data", line) for line in train_material.notes]
+    unused = [*train_material.dropped, *(held_out_material.dropped if held_out_material else [])]
+    if unused:
+        reasons = sorted({reason for _, reason in unused})
+        notes.append(Said("warning", f"{len(unused)} examples are not used by {objective.name}: {'; '.join(reasons)}"))
+    data = Data(train_material, held_out_material, list(held_out or train)[: config.samples.n], notes)
+    data.counts = _counts(datasets, data, renderer, unused)
+    return data
+
+
+def _counts(datasets: dict[str, Dataset], data: Data, renderer: Renderer, unused: list[tuple[str, str]]) -> dict[str, Any]:
+    n_used = len(data.train.trees) + (len(data.held_out.trees) if data.held_out else 0)
+    n_dropped = sum(d.n_dropped for d in datasets.values()) + len(renderer.report.dropped) + len(unused)
+    counts = {
+        "rows_read": sum(d.n_read for d in datasets.values()),
+        "used": n_used,
+        "dropped": n_dropped,
+        "quarantined": sum(d.n_quarantined for d in datasets.values()),
+        "train_examples": len(data.train.trees),
+        "eval_examples": n_used - len(data.train.trees),
+        "train_units": int(data.train.n_units.sum()),
+        "train_tokens": sum(t.n_tokens for t in data.train.trees),
+        "longest_example_tokens": max(t.n_tokens for t in data.train.trees),
+        "prompts_truncated": renderer.report.prompts_truncated,
+        "responses_truncated": renderer.report.responses_truncated,
+        "formats": {name: d.formats for name, d in datasets.items()},
+        "dropped_rows": [list(d) for d in (*renderer.report.dropped, *unused)][:1000],
+    }
+    assert counts["used"] + counts["dropped"] + counts["quarantined"] == counts["rows_read"], counts
+    return counts
+
+
+def load_renderer(config: Config) -> tuple[Path, Any, Renderer]:
+    """Folder, tokenizer and renderer of the model to train. Raises ModelError, ConfigError."""
+    assert config.model is not None
+    folder = resolve(config.model)
+    tokenizer = load_tokenizer(folder)
+    context, asked = context_length(folder), config.batch.max_length
+    if asked is not None and context is not None and asked > context:
+        raise ConfigError(f"batch.max_length: {asked} is longer than the model's context of {context} tokens")
+    max_length = asked or min(context or 1024, 1024)
+    return folder, tokenizer, Renderer(tokenizer, template=config.template, max_length=max_length, stop_ids=stop_ids(folder))
+
+
+def load_policy(config: Config, folder: Path, tokenizer: Any, trees: Sequence[Tree], device: torch.device) -> tuple[Policy, Precision]:
+    """The model on its device, with adapters if asked for, scored by the path that was measured exact on `trees`."""
+    precision = precision_of(config.precision, device)
+    model = load_model(folder, dtype=precision.weights).to(device)
+    check_vocabulary(model, tokenizer, folder)
+    policy = Policy.choose(model, trees, autocast=precision.autocast)
+    if config.lora.r:
+        model = add_lora(model, config.lora, base=str(config.model), seed=config.seed).to(device)
+        policy = Policy(model, policy.path, autocast=precision.autocast)
+    return policy, precision
+
+
+@dataclass
+class Reference:
+    """The frozen reference of a run: where its log-probs are, and whether the policy starts as it."""
+
+    store: ReferenceStore
+    is_start: bool
+
+
+def score_reference(
+    config: Config, policy: Policy, precision: Precision, folder: Path, trees: Sequence[Tree], ranks: Ranks
+) -> Iterator[Said | Progress | Reference]:
+    """Scores what the store lacks, with progress; yields the Reference last. Another `reference` is loaded, used and let go."""
+    cache = Path(config.cache).expanduser() if config.cache else default_cache()
+    start = identity(folder, str(precision))
+    frozen = start if config.reference is None else identity(resolve(config.reference), str(precision))
+    store = ReferenceStore(cache, frozen)
+    for file in store.damaged:
+        yield Said("warning", f"{file}: damaged reference log-probs, set aside and scored again")
+    mine = trees[ranks.rank :: ranks.world]
+    n_missing = len(missing(store, mine))
+    model = policy
+    if frozen != start:
+        assert config.reference is not None
+        other = load_model(resolve(config.reference), dtype=precision.weights)
+        model = Policy.choose(other.to(next(policy.parameters()).device), trees, autocast=precision.autocast)
+    with policy.adapter_off() if config.lora.r else nullcontext():
+        for done in fill(store, model, mine, budget=4 * config.batch.tokens_per_microbatch):
+            yield Progress("reference", done, n_missing)
+    ranks.barrier()
+    if ranks.world > 1:
+        store = ReferenceStore(cache, frozen)
+    n = sum(len(t.branches) for t in trees)
+    yield Said("reference", f"{n} reference responses, {'read from' if not n_missing else 'scored into'} {store.folder}")
+    yield Reference(store, frozen == start)
+
+
+def check_resumable(run: Run, config: Config) -> None:
+    """Raises ConfigError listing every setting that differs from the run's own and would change its result."""
+    before, now = _flat(run.config().model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    free = ("out", "cache", "trackers", "device", "checkpoint.", "samples.", "batch.tokens_per_microbatch", "lora.merge")
+    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(free)]
+    if changed:
+        lines = "\n".join(f"  {k}: {before.get(k)!r} in the run, {now.get(k)!r} now" for k in changed)
+        raise ConfigError(f"{run.path}: cannot go on with other settings:\n{lines}\nUse the run's own, or another folder with out=")
+
+
+def check_same_data(run: Run, stored: str | None, data: Data) -> None:
+    """Raises DataError when the training set is not the one that the checkpoint was made with."""
+    if stored is not None and stored != data.digest():
+        raise DataError(f"{run.path}: the training data are not those that this run began with; put them back, or start anew with out=")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
