@@ -1,0 +1,1 @@
+"""Everything that turns responses into judgments."""
