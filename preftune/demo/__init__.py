@@ -1,0 +1,1 @@
+"""The embedded demo: a small world that writes its own data and whose true reward is known exactly."""
