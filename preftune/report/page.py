@@ -1,0 +1,230 @@
+"""Puts a run folder on one HTML page: what came out, how it got there, and how to do it again.
+
+    >>> write_report(Run("runs/first"))
+    PosixPath('runs/first/report.html')
+
+The page needs nothing but itself: no script, no other host, no other file. Whatever it shows is escaped by the template. A
+file of the run that is missing or cannot be read is said to be so, in its place, and the rest of the page is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from preftune.errors import PreftuneError
+from preftune.files import write_atomic
+from preftune.report.curves import Curve, curves, series
+from preftune.run import Run
+
+_TEMPLATE = "page.html.jinja"
+_T = TypeVar("_T")
+
+FIGURES = {
+    "loss": "Loss, nats",
+    "rewards/accuracies": "Accuracy, fraction of pairs",
+    "rewards/margins": "Margin, nats × β",
+    "rewards/chosen": "Implicit reward of chosen, nats × β",
+    "rewards/rejected": "Implicit reward of rejected, nats × β",
+    "logps/chosen": "Log-probability of chosen, nats",
+    "logps/rejected": "Log-probability of rejected, nats",
+    "kl": "KL from the reference, nats per response",
+}
+"""Metrics that the table of first and last values names, in its order."""
+
+
+class Change(NamedTuple):
+    """A metric at the first and at the last step where it was measured."""
+
+    name: str
+    split: str
+    first_step: int
+    first: str
+    last_step: int
+    last: str
+
+
+class Sample(NamedTuple):
+    """One prompt and its answers; an answer that was not recorded is None."""
+
+    prompt: str
+    before: str | None
+    after: str | None
+
+
+class Figure(NamedTuple):
+    """One row of the evaluation: a number and its interval."""
+
+    name: str
+    before: str
+    value: str
+    interval: str
+
+
+class Page(NamedTuple):
+    """Everything that the template shows, as text. An empty part is shown as its entry in `missing`."""
+
+    title: str
+    verdict: str
+    figures: list[Figure]
+    samples: list[Sample]
+    curves: list[Curve]
+    changes: list[Change]
+    data: list[tuple[str, str]]
+    settings: str
+    again: str
+    environment: list[tuple[str, str]]
+    events: list[tuple[str, str]]
+    missing: dict[str, str]
+
+
+def write_report(run: Run) -> Path:
+    """Writes `run.report_file` from the other files of the run, and returns its path. Raises StorageError if it cannot."""
+    write_atomic(run.report_file, render(read(run)))
+    return run.report_file
+
+
+def render(page: Page) -> str:
+    """The HTML of a page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(_TEMPLATE).render(page._asdict())
+
+
+def read(run: Run) -> Page:
+    """The content of the page, from the files of the run."""
+    missing: dict[str, str] = {}
+
+    def part(name: str, file: Path, get: Callable[[], Any], kind: type[_T]) -> _T:
+        content, missing[name] = _content(file, get, kind)
+        return content
+
+    metrics = [m for m in part("metrics", run.metrics_file, run.metrics, list) if isinstance(m, dict)]
+    evaluation = part("evaluation", run.evaluation_file, lambda: run.read_json(run.evaluation_file), dict)
+    recorded = part("samples", run.samples_file, run.samples, list)
+    return Page(
+        title=run.path.resolve().name,
+        verdict=_text(evaluation.get("verdict", "")),
+        figures=[_figure(row) for row in _dicts(evaluation.get("rows"))],
+        samples=_samples(_dicts(recorded)) or _compared(_dicts(evaluation.get("samples"))),
+        curves=curves(metrics),
+        changes=_changes(metrics),
+        data=_flat(part("data", run.data_file, lambda: run.read_json(run.data_file), dict)),
+        settings=part("settings", run.config_file, run.config_file.read_text, str).strip(),
+        again=shlex.join(["preftune", "train", str(run.config_file), f"out={run.path}-again"]),
+        environment=_flat(part("environment", run.env_file, lambda: run.read_json(run.env_file), dict)),
+        events=[
+            (_text(row.get("kind", "")), _text(row.get("message", "")))
+            for row in _dicts(part("events", run.events_file, run.events, list))
+        ],
+        missing=missing,
+    )
+
+
+def _content(file: Path, get: Callable[[], Any], kind: type[_T]) -> tuple[_T, str]:
+    """What `get` reads from `file`, and ""; or an empty `kind`, and a sentence that says why there is nothing."""
+    if not file.exists():
+        return kind(), f"{file.name} is not in this run's folder."
+    try:
+        content = get()
+    except (OSError, ValueError, KeyError, TypeError, PreftuneError) as error:
+        return kind(), f"{file.name} could not be read: {error}"
+    if not isinstance(content, kind):
+        return kind(), f"{file.name} could not be read: it does not hold what was expected of it."
+    return content, "" if content else f"{file.name} is empty."
+
+
+def _changes(metrics: Sequence[Mapping[str, Any]]) -> list[Change]:
+    changes = []
+    for metric, name in FIGURES.items():
+        for split, shown in (("eval", "held out"), ("train", "training")):
+            points = series(metrics, metric, split)
+            if points:
+                (first_step, first), (last_step, last) = points[0], points[-1]
+                changes.append(Change(name, shown, first_step, number(first), last_step, number(last)))
+    return changes
+
+
+def _figure(row: Mapping[str, Any]) -> Figure:
+    low, high = row.get("low"), row.get("high")
+    interval = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
+    before = number(row["before"]) if row.get("before") is not None else ""
+    return Figure(_text(row.get("name", "")), before, number(row.get("value", "")), interval)
+
+
+def _samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """Answers of samples.jsonl, those to the same prompt side by side: the n-th before with the n-th after."""
+    answers: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        by_time = answers.setdefault(_text(row.get("prompt", "")), {"before": [], "after": []})
+        if row.get("when") in by_time:
+            by_time[row["when"]].append(_text(row.get("response", "")))
+    found = []
+    for prompt, by_time in answers.items():
+        before, after = by_time["before"], by_time["after"]
+        for at in range(max(len(before), len(after))):
+            found.append(Sample(prompt, before[at] if at < len(before) else None, after[at] if at < len(after) else None))
+    return found
+
+
+def _compared(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """Samples of an evaluation: rows with `prompt`, `before` and `after`."""
+    return [
+        Sample(_text(row.get("prompt", "")), *(_text(row[when]) if when in row else None for when in ("before", "after")))
+        for row in rows
+    ]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Name and text of each value of nested mappings, names joined by dots."""
+    rows: list[tuple[str, str]] = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.") or [(f"{prefix}{key}", "none")]
+        else:
+            rows.append((f"{prefix}{key}", _text(value)))
+    return rows
+
+
+def _dicts(rows: Any) -> list[dict[str, Any]]:
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _text(value: Any) -> str:
+    """A value as people read it: text as it is, messages as role and content, anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(m, dict) and "content" in m for m in value):
+        if len(value) == 1:
+            return _text(value[0]["content"])
+        return "\n".join(f"{_text(m.get('role', ''))}: {_text(m['content'])}" for m in value)
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return ", ".join(value)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return number(value) if isinstance(value, int | float) else json.dumps(value, ensure_ascii=False)
+
+
+def number(value: Any) -> str:
+    """A number with four significant digits (whole ones in full, with separators); text as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2e}" if abs(value) < 1e-4 else f"{value:.4g}"
