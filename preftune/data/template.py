@@ -192,7 +192,7 @@ class Renderer:
                 found.append(None)
         return found
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | NDArray[np.int32]) -> str:
         """Text of a reply, without special tokens."""
         return self._text(list(map(int, ids)), skip_special_tokens=True)
 
