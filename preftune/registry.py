@@ -67,6 +67,7 @@ FORMATS = Registry(
         "prompt_responses": "preftune.data.formats:prompt_responses",
         "prompt_completion": "preftune.data.formats:prompt_completion",
         "messages": "preftune.data.formats:messages",
+        "conversations": "preftune.data.formats:conversations",
     },
 )
 """Data formats: a function from one row of a file to one Example."""

@@ -1,0 +1,287 @@
+"""Data formats: each a function from one row of a file to one Example, and the columns by which it is recognised.
+
+    >>> prompt_chosen_rejected({"prompt": "2+2=", "chosen": "4", "rejected": "5"}).pairs
+    (Pair(winner=0, loser=1, confidence=1.0, margin=0.0),)
+
+A new format is one function here, decorated with its columns, and one line in `preftune.registry.FORMATS`. A row that cannot be
+used raises BadRow with the reason. Every format also reads an `id` column, if its value is text or a whole number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.data.rows import (
+    BadRow,
+    cell,
+    check_prompt,
+    check_response,
+    kind,
+    label_of,
+    messages_of,
+    number_of,
+    numbers_of,
+    optional,
+    prompt_of,
+    response_of,
+    text_of,
+    text_or_messages,
+)
+from preftune.data.types import Example, Message, Pair, Prompt, Response, content_id
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A data format: call it with a row to get its Example.
+
+    read:      the function that was decorated.
+    required:  columns without which a row is not of this format.
+    optional:  columns that it also uses.
+    when:      a condition on the row's values, for formats that share their columns.
+    """
+
+    read: Callable[[Row], Example]
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    when: Callable[[Row], bool]
+
+    def __call__(self, row: Row) -> Example:
+        """The Example of one row. Raises BadRow."""
+        return self.read(row)
+
+    def fits(self, row: Row) -> bool:
+        """True where the row has the columns, whatever stands in them, and meets the condition."""
+        return all(c in row for c in self.required) and self.when(row)
+
+
+def columns(
+    *required: str, optional: tuple[str, ...] = (), when: Callable[[Row], bool] = lambda row: True
+) -> Callable[[Callable[[Row], Example]], Format]:
+    """Makes a function a Format that is recognised by its columns."""
+    return lambda read: Format(read, required, (*optional, "id"), when)
+
+
+STRENGTH = ("confidence", "margin", "score_chosen", "score_rejected")
+
+
+@columns("instruction", "output_1", "output_2", "preference")
+def alpaca_eval(row: Row) -> Example:
+    """AlpacaEval annotations: `preference` runs from 1 (output_1 is better) to 2 (output_2 is better).
+
+    It is a probability, kept as scores (2 - preference, preference - 1) and as the pair's confidence. 1.5 is a tie, and so is 0
+    in old files: the scores are equal and there is no pair, as everywhere. Null is no verdict (the judge failed): a bad row.
+    """
+    if cell(row, "preference") == "":
+        raise BadRow("preference is empty")
+    preference = number_of(row["preference"], "preference")
+    preference = 1.5 if preference == 0 else preference
+    if not 1 <= preference <= 2:
+        raise BadRow(f"preference is {preference:g}, expected a number from 1 to 2 (or 0 for a tie)")
+    asked = text_of(cell(row, "instruction"), "instruction")
+    prompt = check_prompt((Message("user", asked),), "instruction")
+    outputs = [response_of(cell(row, name), name) for name in ("output_1", "output_2")]
+    second = preference - 1  # probability that output_2 is better
+    pairs = (Pair(1, 0, second),) if second > 0.5 else (Pair(0, 1, 1 - second),) if second < 0.5 else ()
+    if outputs[0] == outputs[1]:
+        raise BadRow("output_1 and output_2 are identical: there is nothing to prefer")
+    return _example(row, prompt, tuple(outputs), pairs=pairs, scores=(1 - second, second))
+
+
+@columns("conversations", "chosen", "rejected", optional=("system", *STRENGTH))
+def sharegpt(row: Row) -> Example:
+    """ShareGPT as LLaMA-Factory has it: `conversations` is the prompt, `chosen` and `rejected` the message that follows."""
+    prompt = messages_of(cell(row, "conversations"), "conversations")
+    system = text_of(optional(row, "system") or "", "system")
+    if system.strip():
+        prompt = (Message("system", system), *prompt)
+    check_prompt(prompt, "conversations")
+    return _preference(row, prompt, *(response_of(cell(row, name), name) for name in ("chosen", "rejected")))
+
+
+@columns("prompt", "chosen", "rejected", optional=STRENGTH)
+def prompt_chosen_rejected(row: Row) -> Example:
+    """`prompt`, `chosen`, `rejected` as text or messages. The two may be whole dialogues that open with the prompt."""
+    prompt = prompt_of(cell(row, "prompt"), "prompt")
+    sides = [text_or_messages(cell(row, name), name) for name in ("chosen", "rejected")]
+    if any(not isinstance(s, str) for s in sides) and isinstance(prompt, str):
+        asked: Prompt = (Message("user", prompt),)
+    else:
+        asked = prompt
+    dialogues = [s for s in sides if not isinstance(s, str) and s[0].role != "assistant"]
+    if len(dialogues) == 2:
+        shared, chosen, rejected = _split_dialogues(*dialogues)
+        if not (prompt == shared or isinstance(prompt, str) and any(m == Message("user", prompt) for m in shared)):
+            raise BadRow("the prompt column is not what the dialogues in chosen and rejected open with")
+        return _preference(row, shared, chosen, rejected)
+    return _preference(row, asked, *(check_response(s, n) for s, n in zip(sides, ("chosen", "rejected"), strict=True)))
+
+
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+
+
+def _is_hh(row: Row) -> bool:
+    return any(isinstance(row[c], str) and len(_TURN.findall(row[c])) > 1 for c in ("chosen", "rejected"))
+
+
+@columns("chosen", "rejected", optional=STRENGTH, when=_is_hh)
+def hh(row: Row) -> Example:
+    r"""Whole dialogues as text, turns marked `\n\nHuman:` and `\n\nAssistant:`; the last assistant turn is the response.
+
+    White space around a turn belongs to the markers and is cut.
+    """
+    (asked, chosen), (other, rejected) = (_hh_dialogue(cell(row, name), name) for name in ("chosen", "rejected"))
+    if asked != other:
+        at = next((i for i, (a, b) in enumerate(zip(asked, other, strict=False)) if a != b), min(len(asked), len(other)))
+        raise BadRow(f"the prompts of chosen and rejected differ from turn {at + 1} on; they may differ in the last reply only")
+    return _preference(row, check_prompt(asked, "the dialogue's prompt"), chosen, rejected)
+
+
+def _hh_dialogue(value: object, name: str) -> tuple[tuple[Message, ...], Response]:
+    before, *turns = _TURN.split(text_of(value, name))
+    if before.strip() or not turns:
+        raise BadRow(f"{name} does not begin with 'Human:'")
+    spoken = zip(turns[::2], turns[1::2], strict=True)
+    dialogue = tuple(Message("user" if speaker == "Human" else "assistant", text.strip()) for speaker, text in spoken)
+    return dialogue[:-1], check_response(dialogue[-1:], name)
+
+
+@columns("chosen", "rejected", optional=STRENGTH)
+def chosen_rejected(row: Row) -> Example:
+    """`chosen` and `rejected` are whole dialogues as messages; what they share at the start is the prompt."""
+    sides = [text_or_messages(cell(row, name), name) for name in ("chosen", "rejected")]
+    if any(isinstance(s, str) for s in sides):
+        raise BadRow(
+            "chosen and rejected are plain text, and nothing says where the prompt ends: add a prompt column "
+            "(or fields.prompt=COLUMN), or mark the turns with 'Human:' and 'Assistant:'"
+        )
+    return _preference(row, *_split_dialogues(*(s for s in sides if not isinstance(s, str))))
+
+
+@columns("prompt", "completion", "label")
+def prompt_completion_label(row: Row) -> Example:
+    """Unpaired: `label` says whether the completion is good (true, 1) or bad (false, 0)."""
+    label = label_of(cell(row, "label"), "label")
+    prompt, completion = _prompt_and_completion(row)
+    return _example(row, prompt, (completion,), labels=(label,))
+
+
+@columns("prompt", "responses", optional=("scores", "ranks"))
+def prompt_responses(row: Row) -> Example:
+    """`responses` is a list; `scores` (higher is better) or `ranks` (1 is best) make pairs of all that differ.
+
+    A pair's margin is the difference of the scores. Ranks are kept as scores with the sign turned, so that higher is better.
+    """
+    listed = cell(row, "responses")
+    if not isinstance(listed, (list, tuple)) or not listed:
+        raise BadRow(f"responses is {'an empty list' if listed in ([], ()) else kind(listed)}, expected a list of one or more")
+    responses = tuple(response_of(r, f"responses[{i}]") for i, r in enumerate(listed))
+    scores, ranks = optional(row, "scores"), optional(row, "ranks")
+    if scores is not None and ranks is not None:
+        raise BadRow("both scores and ranks are given; fields.ranks= (nothing after the sign) leaves the ranks out")
+    values: tuple[float, ...] = ()
+    if scores is not None:
+        values = numbers_of(scores, "scores", len(responses))
+    elif ranks is not None:
+        values = tuple(-r for r in numbers_of(ranks, "ranks", len(responses)))
+    found = []
+    for i, j in itertools.permutations(range(len(values)), 2):
+        if values[i] > values[j]:
+            if responses[i] == responses[j]:
+                raise BadRow(f"responses[{i}] and responses[{j}] are identical but do not have the same score")
+            found.append(Pair(i, j, margin=values[i] - values[j]))
+    return _example(row, prompt_of(cell(row, "prompt"), "prompt"), responses, pairs=tuple(found), scores=values)
+
+
+@columns("prompt", "completion")
+def prompt_completion(row: Row) -> Example:
+    """SFT: `prompt` and `completion`, text or messages."""
+    prompt, completion = _prompt_and_completion(row)
+    return _example(row, prompt, (completion,))
+
+
+@columns("messages")
+def messages(row: Row) -> Example:
+    """SFT dialogues: the response is everything from the first assistant turn on."""
+    return _dialogue(row, "messages")
+
+
+@columns("conversations", optional=("system",))
+def conversations(row: Row) -> Example:
+    """SFT dialogues in ShareGPT's spelling."""
+    return _dialogue(row, "conversations")
+
+
+def _dialogue(row: Row, name: str) -> Example:
+    turns = messages_of(cell(row, name), name)
+    system = text_of(optional(row, "system") or "", "system") if name == "conversations" else ""
+    if system.strip():
+        turns = (Message("system", system), *turns)
+    first = next((i for i, m in enumerate(turns) if m.role == "assistant"), None)
+    if first is None:
+        raise BadRow(f"{name} has no assistant turn, so there is nothing to learn")
+    prompt = check_prompt(turns[:first], f"the part of {name} before the first reply")
+    return _example(row, prompt, (check_response(turns[first:], name),))
+
+
+def _prompt_and_completion(row: Row) -> tuple[Prompt, Response]:
+    prompt = prompt_of(cell(row, "prompt"), "prompt")
+    written = cell(row, "completion")
+    if isinstance(prompt, str) and not isinstance(written, str):
+        prompt = (Message("user", prompt),)
+    return prompt, response_of(written, "completion")
+
+
+def _split_dialogues(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], Response, Response]:
+    """The shared prompt of two dialogues, and how each goes on."""
+    if chosen == rejected:
+        raise BadRow("chosen and rejected are identical")
+    at = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
+    for m in (chosen[at : at + 1], rejected[at : at + 1]):
+        if m and m[0].role != "assistant":
+            raise BadRow(f"the prompts of chosen and rejected differ at message {at + 1}, which is by the {m[0].role}")
+    sides = check_response(chosen[at:], "chosen"), check_response(rejected[at:], "rejected")
+    check_prompt(chosen[:at], "what chosen and rejected share")
+    return chosen[:at], *sides
+
+
+def _preference(row: Row, prompt: Prompt, chosen: Response, rejected: Response) -> Example:
+    """An Example of two responses, the first preferred as strongly as the row says."""
+    if chosen == rejected:
+        raise BadRow("chosen and rejected are identical: there is nothing to prefer")
+    return _example(row, prompt, (chosen, rejected), pairs=(_strength(row),))
+
+
+def _strength(row: Row) -> Pair:
+    """How sure the row is that chosen is better, and by how much."""
+    confidence, margin = optional(row, "confidence"), optional(row, "margin")
+    scores = [optional(row, f"score_{side}") for side in ("chosen", "rejected")]
+    sure = 1.0 if confidence is None else number_of(confidence, "confidence")
+    if not 0 <= sure <= 1:
+        raise BadRow(f"confidence is {sure:g}, expected a probability from 0 to 1")
+    if margin is None and None not in scores:
+        margin = number_of(scores[0], "score_chosen") - number_of(scores[1], "score_rejected")
+    return Pair(0, 1, sure, 0.0 if margin is None else number_of(margin, "margin"))
+
+
+def _example(
+    row: Row,
+    prompt: Prompt,
+    responses: tuple[Response, ...],
+    *,
+    pairs: tuple[Pair, ...] = (),
+    labels: tuple[bool | None, ...] = (),
+    scores: tuple[float, ...] = (),
+) -> Example:
+    """The Example with the row's own id, or else the hash of prompt and responses (verdicts about them do not rename them)."""
+    own = row.get("id")
+    named = isinstance(own, int) and not isinstance(own, bool) or isinstance(own, str) and own.strip() != ""
+    name = text_of(str(own), "id") if named else content_id(prompt, responses)
+    return Example(name, prompt, responses, pairs=pairs, labels=labels, scores=scores)
