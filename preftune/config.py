@@ -134,9 +134,7 @@ class Evaluation(Section):
 class Checkpoints(Section):
     """What is kept so that an interrupted run goes on bit for bit."""
 
-    every: Annotated[
-        int, setting("steps between checkpoints; 0: only when interrupted and at the end", unit="steps", ge=0)
-    ] = 100
+    every: Annotated[int, setting("steps between checkpoints; 0: only when stopped and at the end", unit="steps", ge=0)] = 100
     keep: Annotated[int, setting("newest checkpoints that are kept", unit="checkpoints", ge=1)] = 2
 
 

@@ -6,6 +6,8 @@
     checkpoints/     to go on from                   model/          the result, an ordinary Hugging Face folder
     events.jsonl     what the run said of itself     report.html     all of it on one page
 
+JSON and YAML files are replaced whole; JSONL files only grow, a line at a time.
+
     >>> run = Run("runs/first")
     >>> [m["loss"] for m in run.metrics(split="train")][:1]
     [0.6931472]

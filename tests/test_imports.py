@@ -20,7 +20,7 @@ LAYERS = [  # a module imports from its own layer's package and from layers abov
     {"data", "config", "run"},
     {"losses"},
     {"model", "engine"},
-    {"generate", "score", "scoring"},
+    {"generate", "score", "scoring", "chat"},
     {"train", "training"},
     {"label", "evaluate", "diagnose"},
     {"report", "web"},
