@@ -329,18 +329,25 @@ def _draw(
     return token, logp.gather(-1, token[:, None])[:, 0]
 
 
-def _truncated(p: Float[Tensor, "row vocab"], sampling: Sampling) -> Float[Tensor, "row vocab"]:
-    """Probabilities with 0 for the tokens that top_k, top_p and min_p exclude; not normalised."""
-    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
-        return p
-    kept, token = p.sort(stable=True, dim=-1, descending=True)
-    if sampling.top_k:
-        kept[:, sampling.top_k :] = 0
+def _truncated(p: Float[Tensor, "row vocab"], sampling: Sampling, *, n_ranked: int = 1024) -> Float[Tensor, "row vocab"]:
+    """Probabilities with 0 for the tokens that top_k, top_p and min_p exclude; not normalised.
+
+    Only the `n_ranked` most likely tokens are put in order, since sorting a large vocabulary can take longer than the model's
+    forward; rows so flat that top_p needs more of them are sorted whole.
+    """
+    likely = p >= sampling.min_p * p.amax(-1, keepdim=True)
+    if sampling.top_k == 0 and sampling.top_p == 1:
+        return p.where(likely, 0)
+    kept, token = p.topk(min(sampling.top_k or n_ranked, p.shape[-1]))  # most likely first
+    mass = (kept if sampling.top_k else p).sum(-1, keepdim=True)
+    flat = (kept.sum(-1, keepdim=True) < sampling.top_p * mass)[:, 0]
     if sampling.top_p < 1:
-        before = kept.cumsum(-1) - kept  # mass of the more likely ones; a token that crosses the bound is kept
-        kept = kept.where(before < sampling.top_p * kept.sum(-1, keepdim=True), 0)
-    kept = kept.where(kept >= sampling.min_p * kept[:, :1], 0)
-    return torch.zeros_like(p).scatter(-1, token, kept)
+        before = kept.cumsum(-1) - kept  # mass of the more likely ones; the token that crosses the bound is kept
+        kept = kept.where(before < sampling.top_p * mass, 0)
+    truncated = torch.zeros_like(p).scatter(-1, token, kept).where(likely, 0)
+    if n_ranked < p.shape[-1] and bool(flat.any()):
+        truncated[flat] = _truncated(p[flat], sampling, n_ranked=p.shape[-1])
+    return truncated
 
 
 class _Path(NamedTuple):
@@ -461,5 +468,5 @@ def _inexact(reader: _Reader, plain: _Reader, prompt: NDArray[np.int32]) -> str:
             expected = plain.start([ids[: len(ids) - n_steps + t]])[0].double().cpu().log_softmax(-1)
             difference = (logits[n].double().cpu().log_softmax(-1) - expected).abs()
             worst = max(worst, float((expected.exp() * difference).sum()))
-    bound = 1e-4 if fed[0].dtype in (torch.float32, torch.float64) else 0.1
+    bound = 1e-4 if next(reader.model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
     return "" if worst <= bound else f"log-probs differ by {worst:.2g} nats, which rounding (up to {bound}) does not explain"

@@ -243,6 +243,20 @@ def test_whatever_is_drawn_was_allowed(logits: list[float], top_p: float, top_k:
         assert hot[token] >= min_p * hot.max() * (1 - 1e-4)
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_top_p_of_a_large_vocabulary(flat: bool) -> None:
+    p = np.random.default_rng(0).permutation(np.linspace(1, 2, 3000) if flat else 1 / np.arange(1, 3001) ** 2)
+    p /= p.sum()
+    replies = sample(Fixed(p.tolist()), [np.array([0], np.int32)], Sampling(n=500, max_tokens=8, top_p=0.9), stop_ids=())[0]
+    order = np.argsort(-p)
+    nucleus = order[: int(np.searchsorted(p[order].cumsum(), 0.9)) + 1]
+    drawn = np.concatenate([r.ids for r in replies])
+    assert np.isin(drawn, nucleus).all()
+    rank = np.argsort(order)[drawn]
+    assert rank.max() > 0.9 * len(nucleus) - 1 or not flat, "the whole nucleus is drawn from"
+    np.testing.assert_allclose((drawn == nucleus[0]).mean(), p[nucleus[0]] / p[nucleus].sum(), atol=0.03)
+
+
 def test_greedy_gives_n_equal_replies(llama: Any) -> None:
     [group] = sample(llama, some_prompts(4), Sampling(n=3, temperature=0.0, max_tokens=5), stop_ids=())
     assert len(group) == 3 and len({tuple(r.ids) for r in group}) == 1
