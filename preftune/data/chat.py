@@ -12,18 +12,15 @@ that reply in the text says which token ends a turn.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from preftune.data.codec import Tokenizer, leading_ids, special_pattern
 from preftune.data.types import Message
 from preftune.errors import ConfigError, DataError, ModelError
-
-Tokenizer = Any
-"""A `transformers.PreTrainedTokenizerBase`; transformers itself is not imported here."""
 
 BUILT_IN = ("chatml", "plain")
 """Templates that come with preftune."""
@@ -130,31 +127,6 @@ def choose(tokenizer: Tokenizer, template: str | None) -> ChatTemplate | None:
     if template == "chatml":
         _need_chatml_tokens(tokenizer)
     return _probed(ChatTemplate(tokenizer, source, name))
-
-
-def special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """Matches the text of any special token; None where the tokenizer has none."""
-    tokens = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
-    longest_first = sorted((t for t in tokens if t), key=lambda t: (-len(t), t))
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def leading_ids(tokenizer: Tokenizer) -> list[int]:
-    """What this tokenizer puts before every text: its BOS, or nothing. What it puts behind a text does not count."""
-    bare = token_ids(tokenizer, ["a"])[0]
-    dressed: list[int] = tokenizer(["a"], add_special_tokens=True, padding=False, truncation=False)["input_ids"][0]
-    at = next((i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare), 0)
-    return dressed[:at]
-
-
-def token_ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Ids of each text, without the tokens that the tokenizer adds around it; special tokens written in it are tokens."""
-    if not texts:
-        return []
-    ids: list[list[int]] = tokenizer(
-        texts, add_special_tokens=False, padding=False, truncation=False, return_attention_mask=False, verbose=False
-    )["input_ids"]
-    return ids
 
 
 def _source(tokenizer: Tokenizer, template: str | None) -> tuple[str | None, str]:

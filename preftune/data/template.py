@@ -18,16 +18,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.chat import CHOICES, Segment, Tokenizer, choose, leading_ids, special_pattern, token_ids
+from preftune.data.chat import CHOICES, Segment, choose
+from preftune.data.codec import Codec, Tokenizer, special_pattern
 from preftune.data.truncate import shorten
 from preftune.data.types import Branch, Example, Message, Prompt, Response, Tree
 from preftune.errors import ConfigError, DataError, ModelError, listing
 
 CHUNK = 256
 """Examples whose texts are tokenized in one call."""
-
-ANCHORS = ("", "\n", ".", "a", " ")
-"""Texts put before a reply that is tokenized alone, in the order in which they are tried."""
 
 
 @dataclass
@@ -83,6 +81,13 @@ class _Plan(NamedTuple):
                 text += segment.text
                 yield text
 
+    def merging(self, known: dict[str, list[int]]) -> Iterator[str]:
+        """The first segment of each branch whose tokens would change the prompt's."""
+        prompt = known[self.prompt]
+        for segments in self.branches:
+            if known[self.prompt + segments[0].text][: len(prompt)] != prompt:
+                yield segments[0].text
+
 
 class _Encoded(NamedTuple):
     """An example as ids."""
@@ -126,8 +131,7 @@ class Renderer:
         self.report = Report()
         self._chat = choose(tokenizer, template)
         self._special = special_pattern(tokenizer)
-        self._lead = leading_ids(tokenizer)
-        self._bos: int | None = tokenizer.bos_token_id
+        self._codec = Codec(tokenizer)
         eos: int | None = tokenizer.eos_token_id
         turn = self._chat.end_of_turn if self._chat and self._chat.end_of_turn is not None else eos
         if turn is None:
@@ -156,16 +160,16 @@ class Renderer:
             said.append("the template writes no special token after a reply: EOS is appended to the last one")
         if self._chat.opens.strip():
             said.append(f"the prompt ends with {self._chat.opens!r}, as at inference: a reply continues from there")
-        if self._bos is not None and self._bos in self._lead:
+        if self._codec.bos is not None and self._codec.bos in self._codec.lead:
             ids = self.prompt_ids((Message("user", "Hello"),))
-            if self._bos not in ids:
+            if self._codec.bos not in ids:
                 said.append("the tokenizer puts a BOS before plain text and the template writes none: messages have no BOS")
         return said
 
     def prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:
         """[P] ids that inference feeds for this prompt, not truncated. Raises DataError where the template refuses it."""
         plan = self._plan(prompt, ())
-        return np.asarray(self._ids([plan.prompt], chat=plan.chat)[0], dtype=np.int32)
+        return np.asarray(self._codec.ids([plan.prompt], chat=plan.chat)[0], dtype=np.int32)
 
     def tree(self, example: Example) -> Tree | None:
         """The example as ids within `max_length`; None where it is dropped (`report.dropped` says why)."""
@@ -194,7 +198,7 @@ class Renderer:
 
     def decode(self, ids: Iterable[int] | NDArray[np.int32]) -> str:
         """Text of a reply, without special tokens."""
-        return self._text(list(map(int, ids)), skip_special_tokens=True)
+        return self._codec.text(list(map(int, ids)), skip_special_tokens=True)
 
     def render(self, item: Example | Tree) -> str:
         """The item with its scored tokens marked, or why it is dropped."""
@@ -210,7 +214,7 @@ class Renderer:
     def show(self, tree: Tree) -> str:
         """The prompt as the model reads it, then each response token by token; a scored token stands in ⟦ ⟧."""
         prompt = tree.prompt.tolist()
-        blocks = [f"prompt, {len(prompt)} tokens:\n{self._text(prompt)}"]
+        blocks = [f"prompt, {len(prompt)} tokens:\n{self._codec.text(prompt)}"]
         for number, branch in enumerate(tree.branches, start=1):
             marked = "".join(f"⟦{piece}⟧" if scored else piece for piece, scored in self._pieces(prompt, branch))
             blocks.append(f"response {number}, {len(branch.ids)} tokens, {int(branch.scored.sum())} scored:\n{marked}")
@@ -241,24 +245,15 @@ class Renderer:
 
     # From text to ids
 
-    def _ids(self, texts: list[str], *, chat: bool) -> list[list[int]]:
-        """Ids of each text with exactly one BOS, if any: the template writes it, or the tokenizer adds it to plain text."""
-        found = []
-        for ids in token_ids(self.tokenizer, texts):
-            if not chat:
-                ids = self._lead + ids
-            run = next((i for i, token in enumerate(ids) if token != self._bos), len(ids))
-            found.append(ids[run - 1 :] if run > 1 else ids)
-        return found
-
     def _encode(self, plans: Sequence[_Plan]) -> list[_Encoded]:
         known: dict[bool, dict[str, list[int]]] = {}
         for chat in (False, True):
             texts = list(dict.fromkeys(text for plan in plans if plan.chat is chat for text in plan.texts()))
-            known[chat] = dict(zip(texts, self._ids(texts, chat=chat), strict=True))
-        return [self._assembled(plan, known[plan.chat]) for plan in plans]
+            known[chat] = dict(zip(texts, self._codec.ids(texts, chat=chat), strict=True))
+        apart = self._codec.alone([text for plan in plans for text in plan.merging(known[plan.chat])])
+        return [self._assembled(plan, known[plan.chat], apart) for plan in plans]
 
-    def _assembled(self, plan: _Plan, known: dict[str, list[int]]) -> _Encoded:
+    def _assembled(self, plan: _Plan, known: dict[str, list[int]], apart: dict[str, list[int]]) -> _Encoded:
         prompt = known[plan.prompt]
         end = self.end_of_turn if plan.chat else self.end_of_text
         branches, merges = [], 0
@@ -268,7 +263,7 @@ class Renderer:
                 text += segment.text
                 whole = known[text]
                 canonical = whole[: len(ids)] == ids
-                new = whole[len(ids) :] if canonical else self._alone(ids, segment.text, whole)
+                new = whole[len(ids) :] if canonical else self._codec.continuing(ids, segment.text, whole, apart)
                 merges += not canonical
                 ids += new
                 scored += [segment.scored] * len(new)
@@ -276,21 +271,6 @@ class Renderer:
                 del ids[-1], scored[-1]
             branches.append(([*ids[len(prompt) :], end], [*scored[len(prompt) :], True]))
         return _Encoded(prompt, branches, merges)
-
-    def _alone(self, before: list[int], text: str, whole: list[int]) -> list[int]:
-        """Ids of `text` such that they continue `before` and read the same as `whole`, the canonical ids of both.
-
-        A tokenizer may put a space before any text that it is given; an anchor before the text takes that space, and goes.
-        """
-        expected = self._text(whole)
-        candidates = []
-        for anchor, ids in zip(ANCHORS, token_ids(self.tokenizer, [anchor + text for anchor in ANCHORS]), strict=True):
-            head = token_ids(self.tokenizer, [anchor])[0] if anchor else []
-            if ids[: len(head)] == head:
-                candidates.append(ids[len(head) :])
-                if self._text(before + candidates[-1]) == expected:
-                    return candidates[-1]
-        return candidates[-1] if len(candidates) == 1 else candidates[1]  # a normalizer changes text at the boundary
 
     # Within the limit
 
@@ -323,7 +303,7 @@ class Renderer:
         """With the oldest part of the prompt gone, so that the longest response fits; with the least prompt where none does."""
         room = self.max_length - encoded.longest
         if isinstance(prompt, str):
-            lead = len(self._lead) or int(encoded.prompt[0] == self._bos)
+            lead = len(self._codec.lead) or int(encoded.prompt[0] == self._codec.bos)
             keep = max(room - lead, 1)
             return encoded._replace(prompt=encoded.prompt[:lead] + encoded.prompt[lead:][-keep:])
 
@@ -361,15 +341,11 @@ class Renderer:
 
     # From ids to text
 
-    def _text(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
-        return text
-
     def _pieces(self, prompt: list[int], branch: Branch) -> Iterator[tuple[str, bool]]:
         """Text that each token of the branch adds, and whether it is scored; tokens that share a character come as one."""
         ids, start, done = prompt + branch.ids.tolist(), len(prompt) - 1, len(prompt)
         for end in range(len(prompt) + 1, len(ids) + 1):
-            text, before = self._text(ids[start:end]), self._text(ids[start:done])
+            text, before = self._codec.text(ids[start:end]), self._codec.text(ids[start:done])
             if text.endswith("\ufffd") and end < len(ids):
                 continue
             yield text[len(before) :], bool(branch.scored[end - 1 - len(prompt)])

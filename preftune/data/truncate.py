@@ -25,16 +25,17 @@ def shorten(messages: Sequence[Message], fits: Callable[[tuple[Message, ...]], b
     last, after = turns[starts[-1]], turns[starts[-1] + 1 :]
     content = last.content.rstrip()  # a template may trim: the last character must be one that it keeps
 
-    def without(n_cut: int) -> tuple[Message, ...]:
-        return (*system, Message(last.role, content[n_cut:]), *after)
+    def with_last(n_kept: int) -> tuple[Message, ...]:
+        return (*system, Message(last.role, content[len(content) - n_kept :]), *after)
 
-    short, long = max(len(content) - 1, 0), 0  # characters cut: `short` is known to fit, `long` is known not to
-    if not fits(without(short)):
-        return without(short)
-    while short - long > 1:
-        middle = (short + long) // 2
-        if fits(without(middle)):
-            short = middle
+    few, many = min(1, len(content)), len(content)  # characters kept: `few` fit where anything does, `many` never did
+    while few < many and fits(with_last(min(2 * few, many))):  # from the short side, so that a huge text costs no more
+        few = min(2 * few, many)
+    many = min(2 * few, many)
+    while many - few > 1:
+        middle = (few + many) // 2
+        if fits(with_last(middle)):
+            few = middle
         else:
-            long = middle
-    return without(short)
+            many = middle
+    return with_last(few)

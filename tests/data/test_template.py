@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from tokenizers_for_tests import CHATML, EMPTY_THOUGHT, FAMILIES, FORGETS, HEADERS, THINKS, byte_level, metaspace
 
-from preftune.data import template as module
+from preftune.data import codec as module
 from preftune.data.template import Renderer, Report, build_trees
 from preftune.data.types import Branch, Example, Message, Pair, Response, Tree
 from preftune.errors import ConfigError, DataError, ModelError
@@ -22,7 +23,9 @@ DIALOGUE = (
     Message("assistant", "Hello. How can I help you today?"),
     Message("user", "My kettle arrived broken."),
 )
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(
+    lambda t: not ("<" in t and ">" in t)
+)  # no <|end|>
 WITH_BOS = ("headers", "no_system", "inst", "inst_legacy", "inst_normalizer", "plain_metaspace")
 TEXT_KEPT = ("chatml", "plain")  # byte-level, nothing trimmed: what is decoded is what was written, to the byte
 
@@ -116,6 +119,18 @@ def test_a_text_that_has_bos_already_gets_no_second_one(family: str) -> None:
         assert renderer.prompt_ids(bos + "Hello there").tolist() == once.tolist()
         reply = tree_of(renderer, bos + "Hello there", " friend").branches[0]
         assert plainly(renderer, reply.ids) == " friend<|end|>"
+
+
+def test_what_a_tokenizer_puts_behind_a_text_is_not_part_of_a_prompt() -> None:
+    tokenizer = byte_level(special=("<s>", "<|end|>"), bos="<s>", adds_bos=True)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A <|end|>", special_tokens=[("<s>", 0), ("<|end|>", 1)]
+    )
+    assert tokenizer("Hello")["input_ids"][-1] == 1, "the tokenizer of this test must add EOS"
+    renderer = Renderer(tokenizer, max_length=64)
+    tree = tree_of(renderer, "Hello", " there")
+    assert plainly(renderer, tree.prompt) == "<s>Hello"
+    assert plainly(renderer, tree.branches[0].ids) == " there<|end|>"
 
 
 def test_a_built_in_template_writes_bos_where_the_tokenizer_adds_it() -> None:
@@ -515,6 +530,7 @@ def test_max_length_must_leave_room() -> None:
 
 
 def test_build_trees_keeps_order_counts_progress_and_tokenizes_a_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, told = Renderer(byte_level(), max_length=64), list[int]()
     calls: list[list[str]] = []
     original = module.token_ids
     monkeypatch.setattr(
@@ -531,7 +547,6 @@ def test_build_trees_keeps_order_counts_progress_and_tokenizes_a_prompt_once(mon
         )
         for i in range(600)
     ]
-    renderer, told = Renderer(byte_level(), max_length=64), list[int]()
     trees = build_trees(examples, renderer, on_progress=told.append)
     assert [t.id for t in trees] == [e.id for e in examples] and told == [256, 512, 600]
     assert trees[0].pairs == (Pair(1, 0),) and trees[0].labels == (True, None) and trees[0].scores == (1.0, 2.0)
