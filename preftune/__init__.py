@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from preftune.api import train as train
     from preftune.config import Config as Config
     from preftune.data.types import Example as Example
     from preftune.data.types import Judgment as Judgment
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from preftune.registry import LOSSES as LOSSES
     from preftune.run import Run as Run
     from preftune.score import score as score
-    from preftune.train.job import train as train
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _HOME = {
     "Run": "preftune.run",
     "load": "preftune.model.load",
     "score": "preftune.score",
-    "train": "preftune.train.job",
+    "train": "preftune.api",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -183,7 +183,7 @@ def prompt_responses(row: Row) -> Example:
     responses = tuple(response_of(r, f"responses[{i}]") for i, r in enumerate(listed))
     scores, ranks = optional(row, "scores"), optional(row, "ranks")
     if scores is not None and ranks is not None:
-        raise BadRow("both scores and ranks are given; fields.ranks= (nothing after the sign) leaves the ranks out")
+        raise BadRow("both scores and ranks are given; fields.ranks=- leaves the ranks out")
     values: tuple[float, ...] = ()
     if scores is not None:
         values = numbers_of(scores, "scores", len(responses))

@@ -69,7 +69,7 @@ def read_examples(
     Args:
         source: what `preftune.data.sources` lists: a file, a folder, a saved dataset, a hub id, rows, Examples, a dataset.
         format: a name in FORMATS, or "auto": detected for each source by its columns.
-        fields: our column name -> the name that the file has for it; "" leaves the column out.
+        fields: our column name -> the name that the file has for it; "-" leaves the column out.
         quarantine: JSONL file for bad rows, written whole ({source, reason, row} each). None: a bad row is an error.
         max_rows: stop after this many rows.
 
@@ -93,7 +93,7 @@ def read_examples(
 class _Reading:
     """The state of one read over its sources."""
 
-    fields: Mapping[str, str]
+    fields: Mapping[str, str]  # "" where our column is to be left out
     forced: str | None
     keep_bad: bool
     max_rows: int | None
@@ -185,7 +185,7 @@ class _Reading:
         if known[0] != text:
             raise BadRow(
                 f"the id {example.id!r} stands for another prompt or other responses at {known[1]}; give each row its own id, "
-                "or set fields.id= (nothing after the sign) to have rows named by their content"
+                "or set fields.id=- to have rows named by their content"
             )
         self.n_repeated += 1
         name = next(n for i in itertools.count(2) if (n := f"{example.id}#{i}") not in self.names)
@@ -228,7 +228,7 @@ def _checked_fields(fields: Mapping[str, str]) -> Mapping[str, str]:
     for ours in fields:
         if ours not in known:
             raise ConfigError(f"fields.{ours}: no data format has a column {ours!r}; {nearest(ours, known)}")
-    return fields
+    return {ours: "" if theirs == "-" else theirs for ours, theirs in fields.items()}
 
 
 def _check_quarantine(quarantine: Path, sources: list[Source]) -> None:

@@ -54,18 +54,31 @@ def open_sources(source: Any) -> list[Source]:
         if source and all(_is_dataset(v) for v in source.values()):
             return [_split_of(source, "data", "")]
         raise DataError("data is one object, expected a list of rows (write [row] for a single one)")
-    if not isinstance(source, Iterable):
+    if not isinstance(source, Iterable) or isinstance(source, bytes):
         expected = "a path, a hub id, a list of rows or of Examples, or a dataset"
         raise DataError(f"data is {type(source).__name__}, expected {expected}")
     items = list(source)
-    if items and all(isinstance(i, (str, Path)) for i in items):
+    if any(isinstance(i, (str, Path)) for i in items):
+        wrong = next((i for i, item in enumerate(items) if not isinstance(item, (str, Path))), None)
+        if wrong is not None:
+            raise DataError(
+                f"data[{wrong}] is {type(items[wrong]).__name__}, where others are paths; give paths or rows, not both"
+            )
         return [s for i in items for s in _named(i)]
     return [Source("data", lambda: (Raw(f"data[{i}]", row) for i, row in enumerate(items)))]
 
 
 def _named(source: str | Path) -> list[Source]:
     text = str(source)
-    path = Path(text).expanduser()
+    if not text.strip():
+        raise DataError("data is an empty text, expected a file, a folder or a hub id")
+    try:
+        return _resolved(text, Path(text).expanduser(), may_be_hub=isinstance(source, str))
+    except OSError as error:
+        raise DataError(f"{text[:200]}: cannot be read: {error.strerror or error}") from None
+
+
+def _resolved(text: str, path: Path, *, may_be_hub: bool) -> list[Source]:
     if path.exists():
         return _on_disk(path, "")
     base, colon, split = text.rpartition(":")
@@ -73,7 +86,7 @@ def _named(source: str | Path) -> list[Source]:
         return _on_disk(Path(base).expanduser(), split)
     name, split = (base, split) if colon and base else (text, "")
     looks_local = path.suffix.lower() in {*READERS, ".gz", ".txt"} or Path(name).parent.is_dir()
-    if isinstance(source, str) and _HUB.fullmatch(name) and not looks_local:
+    if may_be_hub and _HUB.fullmatch(name) and not looks_local:
         return [_hub(name, split)]
     raise DataError(_missing(path))
 
@@ -84,7 +97,7 @@ def _missing(path: Path) -> str:
         parent = parent.parent
     if parent != path.parent:
         return f"{path}: no such file; the folder {path.parent} does not exist"
-    there = sorted(p.name for p in parent.iterdir() if p.is_dir() or ending_of(p))
+    there = sorted(p.name for p in parent.iterdir() if (p.is_dir() or ending_of(p)) and not p.name.startswith("."))
     if not there:
         return f"{path}: no such file; {parent} holds no data file"
     close = difflib.get_close_matches(path.name, there, n=1)

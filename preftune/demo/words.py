@@ -61,14 +61,13 @@ UNKNOWN = "something"
 SENTENCES: dict[str, tuple[str, ...]] = {
     "greeting_warm": ("thank you for writing.", "good morning, dear customer.", "i am happy to help."),
     "greeting_plain": ("hello.", "hi.", "we have your message."),
-    "greeting_rude": ("ugh, what now?", "ugh, you again.", "make it quick, fool."),
     "apology": (
         "we are very sorry.",
         "i am sorry for the trouble.",
         "please accept our apology.",
         "i apologize for this mistake.",
     ),
-    "blame": ("this is your fault.", "you were careless with it.", "how silly of you.", "stop whining."),
+    "blame": ("this is your fault.", "you were careless with it.", "ugh, how silly of you.", "stop whining."),
     "item": ("this is about your {item}.", "i see the order for your {item}.", "your {item} is on my list."),
     "fix_replace": ("we will send you a new one.", "we will replace it for free."),
     "fix_trace": ("we will trace the parcel.", "we will find it and bring it to you."),

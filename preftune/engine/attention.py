@@ -12,8 +12,6 @@ raises `Unmodelled`, and the caller falls back to padded rows and the model's ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,7 +25,15 @@ FOREST, DENSE = "preftune_forest", "preftune_dense"
 
 # what transformers passes down to attention and what does not change the scores of a forest without a cache
 _HARMLESS = frozenset(
-    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "is_causal", "position_embeddings"}
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "is_causal",
+        "position_embeddings",
+    }
 )
 
 
@@ -106,7 +112,9 @@ def forest_attention(
                 branch_keys = torch.cat([prompt_keys, keys[at]], dim=2)
                 branch_values = torch.cat([prompt_values, values[at]], dim=2)
                 shape = (span.prompt, n)
-                outputs.append(_attend(queries[at], branch_keys, branch_values, forest, shape, sliding_window, scaling, softcap))
+                outputs.append(
+                    _attend(queries[at], branch_keys, branch_values, forest, shape, sliding_window, scaling, softcap)
+                )
             at += 1
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
@@ -182,20 +190,3 @@ def register() -> None:
 
     AttentionInterface.register(FOREST, forest_attention)
     AttentionInterface.register(DENSE, dense_attention)
-
-
-@contextmanager
-def attention(model: Any, implementation: str) -> Iterator[None]:
-    """The model with this attention inside the block, and with its former one after it. Raises Unmodelled if it has no choice."""
-    before = model.config._attn_implementation
-    if before == implementation:
-        yield
-        return
-    try:
-        model.set_attn_implementation(implementation)
-    except (ValueError, ImportError) as error:
-        raise Unmodelled(str(error)) from None
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

@@ -1,7 +1,7 @@
 """A batch is a forest: tokens to read once, and (source, target, owner) triples to score.
 
-A prompt with its K responses is a tree: the prompt is read once, each response is a branch that sees the prompt and itself. Many
-trees stand in one row, without padding:
+A prompt with its K responses is a tree: the prompt is read once, each response is a branch that sees the prompt and itself.
+Many trees stand in one row, without padding:
 
     tokens    p p p p a a a b b | p p p a a b b b        two trees, two responses each
     position  0 1 2 3 4 5 6 4 5 | 0 1 2 3 4 3 4 5        each branch starts at its prompt's length
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **moved)
 
 
@@ -128,7 +128,8 @@ def _forest(trees: Sequence[Tree], reads: list[list[int]]) -> _Rows:
         for read in tree_reads:
             starts[-1].append((prompt_end, at))
             at += read
-    return _Rows(*(np.concatenate(x).astype(np.int64)[None] for x in (tokens, position, tree_of, branch_of)), None, starts)
+    row = [np.concatenate(part).astype(np.int64)[None] for part in (tokens, position, tree_of, branch_of)]
+    return _Rows(row[0], row[1], row[2], row[3], None, starts)
 
 
 def _rows(trees: Sequence[Tree], reads: list[list[int]]) -> _Rows:

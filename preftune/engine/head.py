@@ -36,7 +36,7 @@ def token_logps(
     shape: HeadShape = HeadShape(),
 ) -> Float[Tensor, "S"]:
     """Log-probability of each target in nats: float32, or float64 for a float64 model."""
-    result: Tensor = _TokenLogps.apply(hidden, weight, bias, target, shape)
+    result: Tensor = _TokenLogps.apply(hidden, weight, bias, target, shape)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -54,9 +54,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: HeadShap
 
 class _TokenLogps(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, shape: HeadShape
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, shape: HeadShape) -> Tensor:
         w, b = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         block = max(1, _BLOCK_ELEMENTS // weight.shape[0])
         accumulate = torch.promote_types(hidden.dtype, torch.float32)
@@ -72,7 +70,7 @@ class _TokenLogps(Function):
         return logp
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, norm = ctx.saved_tensors  # type: ignore[attr-defined]
         shape, block = ctx.shape, ctx.block  # type: ignore[attr-defined]
         w, b = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)

@@ -12,8 +12,8 @@ Three paths, the fastest exact one is taken:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,11 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from preftune.data.types import Tree
-from preftune.engine.attention import FOREST, Forest, Unmodelled, attention, register
+from preftune.engine.attention import FOREST, Forest, Unmodelled, register
 from preftune.engine.batch import Batch, Layout, pack
 from preftune.engine.head import HeadShape, token_logps
 from preftune.errors import ModelError
-from preftune.model.lora import is_lora, plain
+from preftune.model.lora import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class Policy(nn.Module):
         logits = self.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
         chosen = logits.flatten(0, 1).index_select(0, batch.source)
         chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
-        return chosen.log_softmax(-1).gather(1, batch.target[:, None])[:, 0]
+        logps: Tensor = chosen.log_softmax(-1).gather(1, batch.target[:, None])[:, 0]
+        return logps
 
     def pack(self, trees: Sequence[Tree]) -> Batch:
         """Trees in the layout of this policy's path, on its device."""
@@ -85,17 +86,6 @@ class Policy(nn.Module):
     def adapter_off(self) -> AbstractContextManager[None]:
         """The reference: the same weights without the adapters. Only for a LoRA policy."""
         return self.model.disable_adapter()  # type: ignore[no-any-return]
-
-    @contextmanager
-    def inference(self) -> Iterator[Any]:
-        """The Hugging Face model for sampling inside the block: its own attention, evaluation mode."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with attention(plain(self.model), getattr(self.model, "_preftune_inference_attention", "sdpa")):
-                yield self.model
-        finally:
-            self.model.train(was_training)
 
     @classmethod
     def choose(cls, model: Any, trees: Sequence[Tree], *, autocast: torch.dtype | None = None) -> Policy:
@@ -107,7 +97,9 @@ class Policy(nn.Module):
         definition = cls(model, Path("rows", "model"), autocast=autocast)
         expected = _score(definition, probe)
         if not bool(torch.isfinite(expected).all()):
-            raise ModelError("the model gives log-probs that are not finite: its weights are broken, or the precision is too low")
+            raise ModelError(
+                "the model gives log-probs that are not finite: its weights are broken, or the precision is too low"
+            )
         reasons = []
         layouts: tuple[Layout, ...] = ("forest", "rows")
         for layout in layouts:
@@ -121,7 +113,9 @@ class Policy(nn.Module):
                 why = f"{layout} path, largest difference from the model's own forward {off:.1e} nats per token"
                 return cls(model, Path(layout, "own", "; ".join([why, *reasons])), autocast=autocast)
             reasons.append(f"{layout}: log-probs differ by {off:.1e} nats")
-        return cls(model, Path("rows", "model", "; ".join(["the model's own forward on padded rows", *reasons])), autocast=autocast)
+        return cls(
+            model, Path("rows", "model", "; ".join(["the model's own forward on padded rows", *reasons])), autocast=autocast
+        )
 
 
 _CANNOT = (Unmodelled, TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError)

@@ -73,7 +73,9 @@ class ReferenceStore:
         table = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 16)
         file = self.folder / f"{hashlib.blake2b(table.tobytes(), digest_size=12).hexdigest()}.safetensors"
         with storage(file, "write reference log-probs"):
-            write_atomic(file, save({"keys": table, "offsets": offsets, "logp": values}, {"digest": _digest(table, offsets, values)}))
+            write_atomic(
+                file, save({"keys": table, "offsets": offsets, "logp": values}, {"digest": _digest(table, offsets, values)})
+            )
         self._open(file)
 
     def _open(self, file: Path) -> None:
@@ -174,7 +176,7 @@ def verify(store: ReferenceStore, reference: Policy, known: Sequence[Tree], *, n
             allowed = tolerance(torch.from_numpy(logp)) * (300 if reference.autocast else 1)
             if not off <= allowed:
                 raise TrainingError(
-                    f"{store.folder}: the stored reference log-probs of example {tree.id}, response {k}, differ by {off:.3g} nats "
+                    f"{store.folder}: the stored log-probs of example {tree.id}, response {k}, differ by {off:.3g} nats "
                     f"from what the reference gives now (at most {allowed:.1g} expected). Delete that folder and run again"
                 )
 
@@ -183,4 +185,3 @@ def logps_of(store: ReferenceStore, trees: Sequence[Tree], batch: Batch) -> torc
     """[S] reference log-probs in the order of the batch's scored tokens, on the batch's device."""
     parts = [store[response_key(t.prompt, b)] for t in trees for b in t.branches]
     return torch.from_numpy(np.concatenate(parts)).to(batch.tokens.device)
-

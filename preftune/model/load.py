@@ -12,11 +12,12 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
-from preftune.errors import ModelError
+from preftune.data.template import Renderer
+from preftune.errors import ConfigError, ModelError
 from preftune.run import Run
 
 
@@ -84,7 +85,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
             str(folder), config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -115,7 +116,9 @@ def _config(folder: Path) -> Any:
                 f"{folder}: this model wants to run code of its own (auto_map in config.json), which preftune never does. "
                 "Use a version whose architecture is part of transformers"
             ) from None
-        raise ModelError(f"{folder / 'config.json'}: transformers does not know this architecture: {_first_line(error)}") from None
+        raise ModelError(
+            f"{folder / 'config.json'}: transformers does not know this architecture: {_first_line(error)}"
+        ) from None
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{folder}: an encoder-decoder model; preftune aligns decoder-only language models")
     return config
@@ -135,10 +138,10 @@ def _check_weights(folder: Path) -> None:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of the folder. Raises ModelError where there is none."""
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")):
-        raise ModelError(
-            f"{folder}: no tokenizer in it (tokenizer.json is missing). Copy the tokenizer files of the base model into the folder"
-        )
+    if not any(
+        (folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    ):
+        raise ModelError(f"{folder}: no tokenizer in it (tokenizer.json is missing). Copy those of the base model into it")
     from transformers import AutoTokenizer
 
     try:
@@ -148,6 +151,22 @@ def load_tokenizer(folder: Path) -> Any:
     if not len(tokenizer):
         raise ModelError(f"{folder}: the tokenizer is empty: its files are incomplete")
     return tokenizer
+
+
+def open_renderer(
+    path: str | Path, *, template: str | None = None, max_length: int | None = None, usual: int | None = None
+) -> Renderer:
+    """The tokenizer of a run, folder or hub id with its template: how this model's texts become tokens.
+
+    max_length: longest prompt + response; None: the model's context, at most `usual` tokens if that is given.
+    Raises ConfigError for a length beyond the context, ModelError for an unusable tokenizer or template.
+    """
+    folder = resolve(path)
+    context = context_length(folder)
+    if max_length is not None and context is not None and max_length > context:
+        raise ConfigError(f"batch.max_length: {max_length} is longer than the model's context of {context} tokens")
+    longest = max_length or min(context or usual or 4096, usual or context or 4096)
+    return Renderer(load_tokenizer(folder), template=template, max_length=longest, stop_ids=stop_ids(folder))
 
 
 def stop_ids(folder: Path) -> tuple[int, ...]:
@@ -198,12 +217,12 @@ def quiet_transformers() -> None:
     """Progress bars and advice of the libraries below stay off the terminal; their errors still reach it."""
     from transformers.utils import logging as library
 
-    library.disable_progress_bar()
+    cast(Any, library).disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 def _disable_dropout(model: Any) -> None:
-    """Policy and reference must compute the same function, so a base model's own dropout is off (`lora.dropout` is explicit)."""
+    """Policy and reference must be the same function, so a base model's own dropout is off (`lora.dropout` is explicit)."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

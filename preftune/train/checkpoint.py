@@ -67,7 +67,7 @@ def save(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, stat
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
-    problems = []
+    problems: list[str] = []
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         problem = _damage(candidate)
         if problem is None:
@@ -141,7 +141,11 @@ def _damage(folder: Path) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes, {expected['bytes']} were written"
             if _sha256(file) != expected["sha256"]:
                 return f"{name} is not what was written (sha256 differs)"
-        return None if {"weights.safetensors", "optimizer.safetensors", "state.json"} <= set(manifest) else "its manifest is incomplete"
+        return (
+            None
+            if {"weights.safetensors", "optimizer.safetensors", "state.json"} <= set(manifest)
+            else "its manifest is incomplete"
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({error})"
 

@@ -55,10 +55,3 @@ def leave() -> None:
     """Leaves the process group, where there is one."""
     if td.is_initialized():
         td.destroy_process_group()
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `device=` names; auto is this rank's GPU where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else torch.device("cpu")
-    return torch.device(name)

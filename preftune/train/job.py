@@ -22,15 +22,17 @@ import torch
 
 import preftune
 from preftune.config import Config
+from preftune.data.template import Renderer
 from preftune.data.types import Example, Prompt
 from preftune.errors import ConfigError, PreftuneError
 from preftune.files import json_line, write_atomic
 from preftune.generate import Sampling, sample
+from preftune.model.device import pick_device
 from preftune.model.export import save_model
-from preftune.model.load import quiet_transformers
+from preftune.model.load import open_renderer, quiet_transformers
 from preftune.run import Run
 from preftune.train import checkpoint
-from preftune.train.dist import Ranks, join, pick_device
+from preftune.train.dist import Ranks, join
 from preftune.train.loop import Evaluated, Saved, Step, Work, training
 from preftune.train.prepare import (
     Data,
@@ -40,7 +42,6 @@ from preftune.train.prepare import (
     check_resumable,
     check_same_data,
     load_policy,
-    load_renderer,
     read_data,
     require,
     score_reference,
@@ -97,18 +98,19 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, resume: b
     elif ranks.main:
         Run.create(run.path)  # fails here, before any work, where it cannot be written
     goal = objective(config.loss_name, config.loss_parameters)
-    folder, tokenizer, renderer = load_renderer(config)
+    assert config.model is not None
+    renderer = open_renderer(config.model, template=config.template, max_length=config.batch.max_length, usual=1024)
     data = read_data(config, renderer, goal)
     yield from data.notes
     trees = [*data.train.trees, *(data.held_out.trees if data.held_out else [])]
-    policy, precision = load_policy(config, folder, tokenizer, trees, device)
+    policy, precision = load_policy(config, renderer, trees, device)
     yield Said("model", _describe(policy, precision))
     yield Said("path", policy.path.why)
     if ranks.main and not going_on:
         _write_start(run, config, data, ranks, device)
     reference = None
     if goal.needs_reference:
-        for event in score_reference(config, policy, precision, folder, trees, ranks):
+        for event in score_reference(config, policy, precision, trees, ranks):
             if isinstance(event, Reference):
                 reference = event
             else:
@@ -146,7 +148,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, resume: b
         yield from _logged(run, ranks, training(work))
     else:
         checkpoint.load_weights(resume_from.folder / "weights.safetensors", policy)
-    yield from _finish(work, tokenizer, renderer, data)
+    yield from _finish(work, renderer, data)
 
 
 def _logged(run: Run, ranks: Ranks, events: Iterator[Any]) -> Iterator[Any]:
@@ -158,7 +160,7 @@ def _logged(run: Run, ranks: Ranks, events: Iterator[Any]) -> Iterator[Any]:
         yield event
 
 
-def _finish(work: Work, tokenizer: Any, renderer: Any, data: Data) -> Iterator[JobEvent]:
+def _finish(work: Work, renderer: Renderer, data: Data) -> Iterator[JobEvent]:
     run, config = work.run, work.config
     if not work.ranks.main:
         work.ranks.barrier()
@@ -169,9 +171,9 @@ def _finish(work: Work, tokenizer: Any, renderer: Any, data: Data) -> Iterator[J
         checkpoint.load_weights(best, work.policy)
         yield Said("model", f"model/ holds the weights that were best by {config.eval.metric} on held-out examples")
     template = renderer.chat_template if config.template is not None else None
-    save_model(work.policy.model, tokenizer, run.model, chat_template=template)
+    save_model(work.policy.model, renderer.tokenizer, run.model, chat_template=template)
     if config.lora.merge:
-        save_model(work.policy.model, tokenizer, run.merged, chat_template=template, merge=True)
+        save_model(work.policy.model, renderer.tokenizer, run.merged, chat_template=template, merge=True)
     yield from _samples(run, config, work.policy, renderer, data.samples, "after")
     work.ranks.barrier()
     yield Finished(run)

@@ -1,10 +1,10 @@
 """The loop: a generator that yields what happened. Callers (the progress line, trackers, tests) read it.
 
-    for event in training(work):
-        match event:
-            case Step(): ...          # metrics of the step's batch, measured before its update
-            case Evaluated(): ...     # metrics on held-out examples
-            case Saved(): ...         # a checkpoint was written
+for event in training(work):
+    match event:
+        case Step(): ...          # metrics of the step's batch, measured before its update
+        case Evaluated(): ...     # metrics on held-out examples
+        case Saved(): ...         # a checkpoint was written
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from preftune.train.plan import Plan, cut
 from preftune.train.step import Material, Micro, Objective, Sums, backward, evaluate
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Step:
     """One optimizer step. Metrics are those of its batch before the update."""
 
     index: int
@@ -110,7 +111,8 @@ class Work:
 def training(work: Work) -> Iterator[Event]:
     """Trains from where `work.resume_from` stands to the end of the plan.
 
-    Raises Interrupted after saving on SIGTERM or Ctrl-C, TrainingError when the loss is not finite or step 0 is not what it must be.
+    Raises Interrupted after saving on SIGTERM or Ctrl-C, TrainingError when the loss is not finite or step 0 is not what it
+    must be.
     """
     config, policy, plan = work.config, work.policy, work.plan
     outer = _distributed(policy, work.ranks)
@@ -152,16 +154,16 @@ def training(work: Work) -> Iterator[Event]:
     yield save(done, finished=True)
 
 
-def _step(
-    work: Work, outer: nn.Module, optimizer: torch.optim.Optimizer, watch: WeightWatch, index: int, lengths: Any
-) -> Step:
+def _step(work: Work, outer: nn.Module, optimizer: torch.optim.Optimizer, watch: WeightWatch, index: int, lengths: Any) -> Step:
     """One update. The metrics and the gradient's norm reach the host in one transfer, before the weights change."""
     started = time.perf_counter()
     config, plan = work.config, work.plan
     examples = plan.examples(index)
     cuts = cut(examples, lengths, budget=config.batch.tokens_per_microbatch, world=work.ranks.world)
     n_units = int(work.train.n_units[examples].sum())
-    micros = (_micro(work, work.train.trees, group or [int(examples[0])], float(bool(group))) for group in cuts[work.ranks.rank])
+    micros = (
+        _micro(work, work.train.trees, group or [int(examples[0])], float(bool(group))) for group in cuts[work.ranks.rank]
+    )
     optimizer.zero_grad(set_to_none=True)
     sums = backward(outer, micros, work.objective, n_units=n_units, world=work.ranks.world)
     norm = clip(work.policy, config.optim.clip)
@@ -239,9 +241,9 @@ def check_step_zero(metrics: dict[str, float], config: Config, *, precise: bool)
     if "kl" not in metrics or metrics["kl"] <= (1e-4 if precise else 0.5):
         return
     raise TrainingError(
-        f"step 0: the policy should equal its reference before the first update, but it differs by {metrics['kl']:.3g} nats a response "
-        f"(loss {metrics['loss']:.6f}, margin {metrics['rewards/margins']:.3g}). Likely causes: reference log-probs of another model or "
-        "template (delete the cache folder), dropout in the base model, or a model whose forward pass is not deterministic"
+        f"step 0: the policy should equal its reference before the first update, but differs by {metrics['kl']:.3g} nats "
+        f"a response (loss {metrics['loss']:.6f}, margin {metrics['rewards/margins']:.3g}). Likely causes: reference log-probs of another "
+        "model or template (delete the cache folder), dropout in the base model, or a model whose forward pass is not deterministic"
     )
 
 

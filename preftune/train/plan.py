@@ -1,7 +1,7 @@
 """Which examples make which step, and how a step is cut. Sees lengths only, so it scales to millions of examples.
 
-The order of an epoch comes from (seed, epoch) alone. A step is the next `pairs_per_step` examples of it; how the step is cut into
-micro-batches and ranks changes nothing but speed, because the loss is a sum over units divided by one global count.
+The order of an epoch comes from (seed, epoch) alone. A step is the next `pairs_per_step` examples of it; how the step is cut
+into micro-batches and ranks changes nothing but speed, because the loss is a sum over units divided by one global count.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def cut(examples: NDArray[np.int64], lengths: NDArray[np.int64], *, budget: int, world: int = 1) -> list[list[list[int]]]:
-    """[rank][micro-batch][example]: the step's examples under `budget` tokens a micro-batch, every rank the same number of them.
+    """[rank][micro-batch][example]: the step's examples under `budget` tokens each, every rank the same number of them.
 
     examples:  indices of the step's examples;  lengths: tokens of each example of the data set.
     An example longer than the budget stands alone. A rank may get an empty micro-batch; it weighs nothing. Longest first, each
@@ -79,7 +79,7 @@ def cut(examples: NDArray[np.int64], lengths: NDArray[np.int64], *, budget: int,
 
 
 def _spread(order: list[int], lengths: NDArray[np.int64], n_bins: int, budget: int) -> list[list[int]] | None:
-    """Longest-processing-time-first over `n_bins`; None where a bin would overflow although its example could stand elsewhere."""
+    """Longest-processing-time-first over `n_bins`; None where a bin would overflow."""
     import heapq
 
     bins: list[list[int]] = [[] for _ in range(n_bins)]

@@ -22,14 +22,12 @@ from preftune.data.types import Example, Tree
 from preftune.engine.policy import Policy
 from preftune.engine.reference import ReferenceStore, default_cache, fill, missing, response_key
 from preftune.errors import ConfigError, DataError
+from preftune.model.device import Precision, precision_of
 from preftune.model.load import (
     check_vocabulary,
-    context_length,
     identity,
     load_model,
-    load_tokenizer,
     resolve,
-    stop_ids,
 )
 from preftune.model.lora import add_lora
 from preftune.run import Run
@@ -69,26 +67,6 @@ class Data:
             for branch in tree.branches:
                 digest.update(response_key(tree.prompt, branch))
         return digest.hexdigest()
-
-
-class Precision(NamedTuple):
-    """Type of the stored weights, and of matrix products in the forward pass (None: the same)."""
-
-    weights: torch.dtype
-    autocast: torch.dtype | None
-
-    def __str__(self) -> str:
-        kinds = [str(d).removeprefix("torch.") for d in (self.weights, self.autocast) if d is not None]
-        return "/".join(kinds)
-
-
-def precision_of(setting: str, device: torch.device) -> Precision:
-    """What `precision=` means on this device. On a CPU auto is float32: bf16 moves log-prob sums by tenths of a nat there."""
-    if setting == "pure_bf16":
-        return Precision(torch.bfloat16, None)
-    if setting == "bf16" or (setting == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
-        return Precision(torch.float32, torch.bfloat16)
-    return Precision(torch.float32, None)
 
 
 def require(config: Config) -> None:
@@ -137,13 +115,15 @@ def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
 
 
 def _counts(datasets: dict[str, Dataset], data: Data, renderer: Renderer, unused: list[tuple[str, str]]) -> dict[str, Any]:
-    n_used = len(data.train.trees) + (len(data.held_out.trees) if data.held_out else 0)
+    n_used: int = len(data.train.trees) + (len(data.held_out.trees) if data.held_out else 0)
     n_dropped = sum(d.n_dropped for d in datasets.values()) + len(renderer.report.dropped) + len(unused)
-    counts = {
-        "rows_read": sum(d.n_read for d in datasets.values()),
+    n_read, n_quarantined = (sum(getattr(d, name) for d in datasets.values()) for name in ("n_read", "n_quarantined"))
+    assert n_used + n_dropped + n_quarantined == n_read, "every row is accounted for"
+    return {
+        "rows_read": n_read,
         "used": n_used,
         "dropped": n_dropped,
-        "quarantined": sum(d.n_quarantined for d in datasets.values()),
+        "quarantined": n_quarantined,
         "train_examples": len(data.train.trees),
         "eval_examples": n_used - len(data.train.trees),
         "train_units": int(data.train.n_units.sum()),
@@ -154,27 +134,14 @@ def _counts(datasets: dict[str, Dataset], data: Data, renderer: Renderer, unused
         "formats": {name: d.formats for name, d in datasets.items()},
         "dropped_rows": [list(d) for d in (*renderer.report.dropped, *unused)][:1000],
     }
-    assert counts["used"] + counts["dropped"] + counts["quarantined"] == counts["rows_read"], counts
-    return counts
 
 
-def load_renderer(config: Config) -> tuple[Path, Any, Renderer]:
-    """Folder, tokenizer and renderer of the model to train. Raises ModelError, ConfigError."""
-    assert config.model is not None
-    folder = resolve(config.model)
-    tokenizer = load_tokenizer(folder)
-    context, asked = context_length(folder), config.batch.max_length
-    if asked is not None and context is not None and asked > context:
-        raise ConfigError(f"batch.max_length: {asked} is longer than the model's context of {context} tokens")
-    max_length = asked or min(context or 1024, 1024)
-    return folder, tokenizer, Renderer(tokenizer, template=config.template, max_length=max_length, stop_ids=stop_ids(folder))
-
-
-def load_policy(config: Config, folder: Path, tokenizer: Any, trees: Sequence[Tree], device: torch.device) -> tuple[Policy, Precision]:
+def load_policy(config: Config, renderer: Renderer, trees: Sequence[Tree], device: torch.device) -> tuple[Policy, Precision]:
     """The model on its device, with adapters if asked for, scored by the path that was measured exact on `trees`."""
+    assert config.model is not None
     precision = precision_of(config.precision, device)
-    model = load_model(folder, dtype=precision.weights).to(device)
-    check_vocabulary(model, tokenizer, folder)
+    model = load_model(resolve(config.model), dtype=precision.weights).to(device)
+    check_vocabulary(model, renderer.tokenizer, config.model)
     policy = Policy.choose(model, trees, autocast=precision.autocast)
     if config.lora.r:
         model = add_lora(model, config.lora, base=str(config.model), seed=config.seed).to(device)
@@ -191,11 +158,12 @@ class Reference:
 
 
 def score_reference(
-    config: Config, policy: Policy, precision: Precision, folder: Path, trees: Sequence[Tree], ranks: Ranks
+    config: Config, policy: Policy, precision: Precision, trees: Sequence[Tree], ranks: Ranks
 ) -> Iterator[Said | Progress | Reference]:
     """Scores what the store lacks, with progress; yields the Reference last. Another `reference` is loaded, used and let go."""
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
-    start = identity(folder, str(precision))
+    assert config.model is not None
+    start = identity(resolve(config.model), str(precision))
     frozen = start if config.reference is None else identity(resolve(config.reference), str(precision))
     store = ReferenceStore(cache, frozen)
     for file in store.damaged:
@@ -225,13 +193,17 @@ def check_resumable(run: Run, config: Config) -> None:
     changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(free)]
     if changed:
         lines = "\n".join(f"  {k}: {before.get(k)!r} in the run, {now.get(k)!r} now" for k in changed)
-        raise ConfigError(f"{run.path}: cannot go on with other settings:\n{lines}\nUse the run's own, or another folder with out=")
+        raise ConfigError(
+            f"{run.path}: cannot go on with other settings:\n{lines}\nUse the run's own, or another folder with out="
+        )
 
 
 def check_same_data(run: Run, stored: str | None, data: Data) -> None:
     """Raises DataError when the training set is not the one that the checkpoint was made with."""
     if stored is not None and stored != data.digest():
-        raise DataError(f"{run.path}: the training data are not those that this run began with; put them back, or start anew with out=")
+        raise DataError(
+            f"{run.path}: the training data are not those that this run began with; put them back, or start anew with out="
+        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -86,7 +86,9 @@ def material(trees: Sequence[Tree], record: type[Tokens] | type[RefPairs], *, na
 def _for_pairs(tree: Tree) -> Tree | str:
     clear = [p for p in tree.pairs if p.confidence > 0.5]
     if not clear:
-        return "a tie: neither response is preferred" if tree.pairs else "it has no preference (no chosen and rejected response)"
+        return (
+            "a tie: neither response is preferred" if tree.pairs else "it has no preference (no chosen and rejected response)"
+        )
     used = sorted({k for p in clear for k in p[:2]})
     new = {old: k for k, old in enumerate(used)}
     pairs = tuple(Pair(new[p.winner], new[p.loser], p.confidence, p.margin) for p in clear)
@@ -115,7 +117,7 @@ def record_of(
 
 
 class Micro(NamedTuple):
-    """One micro-batch, its reference log-probs where the objective asks for them, and its weight (0: it only keeps ranks in step)."""
+    """One micro-batch, its reference log-probs where the objective asks for them, and its weight (0: it keeps ranks in step)."""
 
     batch: Batch
     ref_logps: Float[Tensor, "S"] | None
@@ -125,7 +127,7 @@ class Micro(NamedTuple):
 def backward(policy: nn.Module, micros: Iterable[Micro], objective: Objective, *, n_units: int, world: int = 1) -> Sums:
     """Accumulates the gradient of the step's mean loss and returns its metric sums, over this rank, still on the device.
 
-    n_units: units of the whole step over all ranks. DistributedDataParallel averages over ranks, so it is scaled back by `world`.
+    n_units: units of the whole step over all ranks. DistributedDataParallel averages over ranks: `world` undoes that.
     """
     sums: Sums = {}
     micros = list(micros)
@@ -195,8 +197,8 @@ def _pair_metrics(pairs: RefPairs, beta: float) -> Sums:
 def _kl(micro: Micro, logps: Float[Tensor, "S"]) -> Float[Tensor, "2"]:
     """KL(policy‖reference) per response in nats, from responses that neither model need have written.
 
-    Half the squared log-ratio of each token, summed over the response ("k2", Schulman 2020, "Approximating KL divergence"): never
-    negative, and equal to the KL to second order whichever of the two models wrote the tokens.
+    Half the squared log-ratio of each token, summed over the response ("k2", Schulman 2020, "Approximating KL divergence"):
+    never negative, and equal to the KL to second order whichever of the two models wrote the tokens.
     """
     assert micro.ref_logps is not None
     half_square = (logps - micro.ref_logps.to(logps.dtype)).double().square().sum() / 2

@@ -1,0 +1,212 @@
+"""The terminal: one verb for each thing that preftune does. Each is a few lines over the Python interface.
+
+Nothing heavy is imported until a verb needs it, so `preftune --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from preftune.errors import ConfigError, PreftuneError
+
+app = typer.Typer(
+    help="Align a language model with preferences, end to end.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Words = Annotated[list[str] | None, typer.Argument(help="A recipe (YAML file) and settings as key=value.", show_default=False)]
+
+
+def main() -> None:
+    """Runs the command line. A user's mistake prints its message and leaves with its exit code; no traceback."""
+    try:
+        app(standalone_mode=True)
+    except PreftuneError as error:
+        print(f"preftune: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("preftune: interrupted; what was finished is kept. The same command with --resume goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `preftune config | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def _settings(words: list[str] | None) -> tuple[str | None, list[str]]:
+    """The recipe (the words without "=", at most one) and the key=value words."""
+    recipes = [w for w in words or [] if "=" not in w]
+    if len(recipes) > 1:
+        raise ConfigError(f"expected at most one recipe, got {', '.join(recipes)}; settings are given as key=value")
+    return (recipes[0] if recipes else None), [w for w in words or [] if "=" in w]
+
+
+@app.command()
+def train(
+    words: Words = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in out=, bit for bit.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines for logs, no progress line.")] = False,
+) -> None:
+    """Fine-tune a model on preferences: preftune train recipes/dpo.yaml model=PATH data=FILE out=runs/first."""
+    from preftune.config import Config
+    from preftune.run import Run
+
+    recipe, settings = _settings(words)
+    config = Config.load(recipe, settings)
+    if resume and config.out and recipe is None and all(w.startswith("out=") for w in settings):
+        config = Run.open(config.out).config().model_copy(update={"out": config.out})
+    from preftune.train.prepare import require
+
+    require(config)
+    from preftune.api import train as run_training
+
+    run = run_training(config, resume=resume, quiet=quiet)
+    print(run.path)
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Option("--model", help="Model folder, run folder or hub id.")],
+    data: Annotated[str, typer.Option("--data", help="Preference file, folder, saved dataset or hub id.")],
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Also score this model, and give implicit rewards.")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="β of the reward; default: the run's own, else 0.1.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file to write; default: standard output.")] = None,
+    format: Annotated[str, typer.Option(help="Data format, or auto.")] = "auto",
+    template: Annotated[str | None, typer.Option(help="Chat template: chatml, plain or a Jinja file.")] = None,
+    quarantine: Annotated[Path | None, typer.Option(help="Move bad rows to this file and go on.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest prompt + response, in tokens.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or pure_bf16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+) -> None:
+    """Log-probs of every response, and implicit rewards against a reference; JSONL, one row a response."""
+    from preftune.files import json_line, write_atomic
+    from preftune.score import score as score_rows
+
+    rows = score_rows(
+        model,
+        data,
+        reference=reference,
+        beta=beta,
+        format=format,
+        template=template,
+        quarantine=quarantine,
+        max_length=max_length,
+        precision=precision,
+        device=device,
+        on_note=lambda text: print(text, file=sys.stderr),
+    )
+    if out is None:
+        for row in rows:
+            sys.stdout.write(json_line(row))
+    else:
+        write_atomic(out, "".join(json_line(row) for row in rows))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Run folder, model folder or hub id.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and leave.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest token every time.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that hold this share.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
+    template: Annotated[str | None, typer.Option(help="Chat template: chatml, plain or a Jinja file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+) -> None:
+    """Talk to a model; tokens appear as they come. /new starts over, /quit leaves."""
+    from preftune.chat import Conversation
+    from preftune.generate import Sampling
+
+    settings = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    conversation = Conversation.open(model, settings, system=system, template=template, device=device)
+    if prompt is not None:
+        _answer(conversation, prompt)
+        return
+    _talk(conversation)
+
+
+def _answer(conversation: Any, text: str) -> None:
+    for piece in conversation.answer(text):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _talk(conversation: Any) -> None:
+    interactive = sys.stdin.isatty()
+    while True:
+        try:
+            text = input("you> " if interactive else "").strip()
+        except EOFError:
+            return
+        if text in ("/quit", "/exit"):
+            return
+        if text == "/new":
+            conversation.restart()
+        elif text:
+            _answer(conversation, text)
+
+
+@app.command()
+def config(loss: Annotated[str, typer.Option(help="The objective whose parameters are shown.")] = "dpo") -> None:
+    """Every setting with its default, unit and one line of help, as YAML."""
+    from preftune.config import describe
+
+    sys.stdout.write(describe(loss))
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(help="Preference file, folder, saved dataset or hub id.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Show an example with this model's tokenizer and template.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="Data format, or auto.")] = "auto",
+    template: Annotated[str | None, typer.Option(help="Chat template: chatml, plain or a Jinja file.")] = None,
+    quarantine: Annotated[Path | None, typer.Option(help="Move bad rows to this file and go on.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest prompt + response, in tokens.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+) -> None:
+    """Read a preference file as training would, count it, and show one example with its scored tokens marked."""
+    from preftune.data.check import inspect
+
+    renderer = None
+    if model is not None:
+        from preftune.model.load import open_renderer
+
+        renderer = open_renderer(model, template=template, max_length=max_length, usual=1024)
+    found = inspect(data, renderer=renderer, format=format, quarantine=quarantine)
+    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.as_text())
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write the run's report page again from its files."""
+    from preftune.report.page import write_report
+    from preftune.run import Run
+
+    print(write_report(Run.open(run)))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-run"),
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller, under a minute.")] = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+) -> None:
+    """The whole story on a small world whose true reward is known: base model, preferences, DPO, and whether it worked."""
+    from preftune.demo.story import tell
+
+    raise SystemExit(tell(out, quick=quick, seed=seed))

@@ -1,0 +1,42 @@
+"""Where a model runs, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+
+from preftune.errors import ConfigError
+
+
+class Precision(NamedTuple):
+    """Type of the stored weights, and of matrix products in the forward pass (None: the same)."""
+
+    weights: torch.dtype
+    autocast: torch.dtype | None
+
+    def __str__(self) -> str:
+        kinds = [str(d).removeprefix("torch.") for d in (self.weights, self.autocast) if d is not None]
+        return "/".join(kinds)
+
+
+def precision_of(setting: str, device: torch.device) -> Precision:
+    """What `precision=` means on this device. On a CPU auto is float32: bf16 moves log-prob sums by tenths of a nat there."""
+    if setting == "pure_bf16":
+        return Precision(torch.bfloat16, None)
+    if setting == "bf16" or (setting == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        return Precision(torch.float32, torch.bfloat16)
+    return Precision(torch.float32, None)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `device=` names; auto is this rank's GPU where there is one, else the CPU. Raises ConfigError."""
+    if name == "auto":
+        return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
