@@ -205,6 +205,8 @@ def test_saved_dataset_with_splits(tmp_path: Path) -> None:
 def test_hub_id_without_network() -> None:
     with pytest.raises(DataError, match=r"nobody/nothing: no such file, and as a dataset .* cannot be loaded"):
         read_examples("nobody/nothing:train")
+    with pytest.raises(DataError, match=r"nobody/nothing: no such file; the folder nobody does not exist"):
+        read_examples(Path("nobody/nothing"))  # a Path is never looked up elsewhere
 
 
 def test_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,8 +380,31 @@ def test_missing_file_proposes_the_nearest(tmp_path: Path) -> None:
         read_examples(tmp_path / "no" / "where" / "x.csv")
     with pytest.raises(DataError, match=r"a file has no splits"):
         read_examples(f"{tmp_path}/pairs.jsonl:train")
-    with pytest.raises(DataError, match="data is one object, expected a list of rows"):
-        read_examples(PAIRS[0])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (PAIRS[0], "data is one object, expected a list of rows"),
+        ("", "data is an empty text, expected a file"),
+        ("x" * 5000, "x: cannot be read: File name too long"),
+        (b"a.json", "data is bytes, expected a path"),
+        (["a.json", PAIRS[0]], r"data\[1\] is dict, where others are paths"),
+        ([[1]], r"data\[0\]: a row must be an object with named columns, found a list"),
+    ],
+)
+def test_what_is_not_data(source: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_examples(source)
+
+
+def test_a_column_can_be_left_out() -> None:
+    rows = [RANKED[0] | {"ranks": [1, 2, 3]}]
+    with pytest.raises(DataError, match=r"both scores and ranks are given; fields\.ranks=- leaves"):
+        read_examples(rows)
+    data = read_examples(rows, fields={"ranks": "-"})
+    assert content(data) == content(read_examples(RANKED[:1]))
+    assert data.notes == ["data: 1 row read as prompt_responses (columns prompt, responses, scores; not used: ranks)"]
 
 
 def test_accepted_oddities(tmp_path: Path) -> None:
@@ -421,9 +446,9 @@ def test_ids(tmp_path: Path) -> None:
     assert [e.id for e in data.examples] == ["7", "7#2", named[1], f"{named[1]}#2", f"{named[1]}#3", named[2]]
     assert data.notes[-1].startswith("3 rows repeat the prompt and responses of an earlier one; kept")
     clash = [{"id": "7", **PAIRS[0]}, {"id": "7", **PAIRS[1]}]
-    with pytest.raises(DataError, match=r"data\[1\]: the id '7' stands for another prompt .* at data\[0\].*fields\.id="):
+    with pytest.raises(DataError, match=r"data\[1\]: the id '7' stands for another prompt .* at data\[0\].*fields\.id=-"):
         read_examples(clash)
-    assert [e.id for e in read_examples(clash, fields={"id": ""}).examples] == named[:2]
+    assert [e.id for e in read_examples(clash, fields={"id": "-"}).examples] == named[:2]
     path = write_lines(tmp_path / "a.jsonl", PAIRS)
     assert [e.id for e in read_examples([path, path]).examples] == named + [f"{n}#2" for n in named]
 
