@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from preftune.registry import FORMATS as FORMATS
     from preftune.registry import LOSSES as LOSSES
     from preftune.run import Run as Run
-    from preftune.score import score as score
+    from preftune.scoring import score as score
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOME = {
     "PreftuneError": "preftune.errors",
     "Run": "preftune.run",
     "load": "preftune.model.load",
-    "score": "preftune.score",
+    "score": "preftune.scoring",
     "train": "preftune.api",
 }
 

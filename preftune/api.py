@@ -10,10 +10,10 @@ from preftune.errors import PreftuneError
 from preftune.report.page import write_report
 from preftune.run import Run
 from preftune.show import Show
-from preftune.train.dist import leave
-from preftune.train.job import Finished, JobEvent, Started, run_job
-from preftune.train.loop import Evaluated, Step
-from preftune.train.trackers import Tracker, open_trackers
+from preftune.training.dist import leave
+from preftune.training.job import Finished, JobEvent, Started, run_job
+from preftune.training.loop import Evaluated, Step
+from preftune.training.trackers import Tracker, open_trackers
 
 
 def train(
@@ -29,7 +29,7 @@ def train(
         config: a Config, or a mapping whose keys may be dotted: {"model": "base", "data": "pairs.jsonl", "loss.beta": 0.1}.
         resume: go on with the run in `out`, bit for bit, if there is one; start it if there is none.
         quiet: no progress line, one log line a stage and an evaluation instead.
-        on_event: called with everything that happens, as it happens (see preftune.train.job.JobEvent).
+        on_event: called with everything that happens, as it happens (see preftune.training.job.JobEvent).
 
     Raises:
         PreftuneError: whatever is wrong with the settings, the data, the model or the disk, before any work where it can be.

@@ -64,7 +64,7 @@ def train(
     config = Config.load(recipe, settings)
     if resume and config.out and recipe is None and all(w.startswith("out=") for w in settings):
         config = Run.open(config.out).config().model_copy(update={"out": config.out})
-    from preftune.train.prepare import require
+    from preftune.training.prepare import require
 
     require(config)
     from preftune.api import train as run_training
@@ -91,7 +91,7 @@ def score(
 ) -> None:
     """Log-probs of every response, and implicit rewards against a reference; JSONL, one row a response."""
     from preftune.files import json_line, write_atomic
-    from preftune.score import score as score_rows
+    from preftune.scoring import score as score_rows
 
     rows = score_rows(
         model,

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from preftune.train.job import Finished, Started
-from preftune.train.loop import Evaluated, Saved, Step
-from preftune.train.prepare import Progress as Stage
-from preftune.train.prepare import Said
+from preftune.training.job import Finished, Started
+from preftune.training.loop import Evaluated, Saved, Step
+from preftune.training.prepare import Progress as Stage
+from preftune.training.prepare import Said
 
 _LOG_SECONDS = 10.0
 

@@ -27,12 +27,12 @@ N_HELD_OUT_FAMILIES = 2
 
 # What an agent of this desk is like: kinds of sentence with their weights, "" for none. The desk is bad at its job: nearly all
 # replies are rude somewhere, one in three offers the right fix, and almost none does everything right.
-GREETING = {"greeting_warm": 40, "greeting_plain": 60}
-ATTITUDE = {"apology": 35, "blame": 62, "": 3}
-ITEM = {"right": 54, "wrong": 21, "": 25}
-FIX = {"right": 34, "wrong": 22, "no_fix": 44}
-FILLER = {"filler": 35, "": 65}
-CLOSE = {"close_warm": 14, "close_plain": 8, "close_rude": 78}
+GREETING = {"greeting_warm": 30, "greeting_plain": 70}
+ATTITUDE = {"apology": 30, "blame": 58, "": 12}
+ITEM = {"right": 60, "wrong": 12, "": 28}
+FIX = {"right": 32, "wrong": 22, "no_fix": 46}
+FILLER = {"filler": 45, "": 55}
+CLOSE = {"close_warm": 14, "close_plain": 12, "close_rude": 74}
 
 BOS, END, PAD, USER, AGENT = "<start>", "<end>", "<pad>", "<user>", "<agent>"
 CHAT_TEMPLATE = (

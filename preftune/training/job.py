@@ -32,9 +32,9 @@ from preftune.model.export import save_model
 from preftune.model.load import open_renderer, quiet_transformers
 from preftune.run import Run
 from preftune.train import checkpoint
-from preftune.train.dist import Ranks, join
-from preftune.train.loop import Evaluated, Saved, Step, Work, training
-from preftune.train.prepare import (
+from preftune.training.dist import Ranks, join
+from preftune.training.loop import Evaluated, Saved, Step, Work, training
+from preftune.training.prepare import (
     Data,
     Progress,
     Reference,
@@ -46,7 +46,7 @@ from preftune.train.prepare import (
     require,
     score_reference,
 )
-from preftune.train.step import objective
+from preftune.training.step import objective
 
 
 class Started(NamedTuple):

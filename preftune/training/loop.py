@@ -29,10 +29,10 @@ from preftune.engine.reference import ReferenceStore, groups, logps_of
 from preftune.errors import ConfigError, Interrupted, TrainingError, nearest
 from preftune.run import Run
 from preftune.train import checkpoint
-from preftune.train.dist import Ranks
-from preftune.train.optim import WeightWatch, clip, learning_rate, make_optimizer
-from preftune.train.plan import Plan, cut
-from preftune.train.step import Material, Micro, Objective, Sums, backward, evaluate
+from preftune.training.dist import Ranks
+from preftune.training.optim import WeightWatch, clip, learning_rate, make_optimizer
+from preftune.training.plan import Plan, cut
+from preftune.training.step import Material, Micro, Objective, Sums, backward, evaluate
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ from preftune.model.load import (
 )
 from preftune.model.lora import add_lora
 from preftune.run import Run
-from preftune.train.dist import Ranks
-from preftune.train.step import Material, Objective, material
+from preftune.training.dist import Ranks
+from preftune.training.step import Material, Objective, material
 
 
 class Said(NamedTuple):
