@@ -31,7 +31,7 @@ from preftune.model.device import pick_device
 from preftune.model.export import save_model
 from preftune.model.load import open_renderer, quiet_transformers
 from preftune.run import Run
-from preftune.train import checkpoint
+from preftune.training import checkpoint
 from preftune.training.dist import Ranks, join
 from preftune.training.loop import Evaluated, Saved, Step, Work, training
 from preftune.training.prepare import (

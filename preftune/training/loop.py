@@ -28,7 +28,7 @@ from preftune.engine.policy import Policy
 from preftune.engine.reference import ReferenceStore, groups, logps_of
 from preftune.errors import ConfigError, Interrupted, TrainingError, nearest
 from preftune.run import Run
-from preftune.train import checkpoint
+from preftune.training import checkpoint
 from preftune.training.dist import Ranks
 from preftune.training.optim import WeightWatch, clip, learning_rate, make_optimizer
 from preftune.training.plan import Plan, cut
