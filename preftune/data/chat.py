@@ -74,8 +74,8 @@ class ChatTemplate:
     def finished(self, messages: Sequence[Message]) -> str:
         """The dialogue as text, up to and with the end of its last reply. Raises DataError."""
         text = self.render(messages, reply_follows=False)
-        behind = self.ending + self.after
-        return text[: len(text) - len(self.after)] if behind and text.endswith(behind) else text
+        end = "" if self.end_of_turn is None else self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
+        return text[: len(text) - len(self.after)] if text.endswith(end + self.after) else text
 
     def segments(self, prompt: tuple[Message, ...], opened: str, turns: tuple[Message, ...]) -> list[Segment]:
         """The text that continues `opened` (the rendered prompt) up to the end of the last assistant's turn.

@@ -300,22 +300,37 @@ class Renderer:
         )
 
     def _shortened(self, prompt: Prompt, responses: tuple[Response, ...], encoded: _Encoded) -> _Encoded:
-        """With the oldest part of the prompt gone, so that the longest response fits; with the least prompt where none does."""
-        room = self.max_length - encoded.longest
+        """With the oldest part of the prompt gone, so that the longest response fits.
+
+        Where it does not fit whatever goes, it will lose its tail anyway; then the prompt keeps up to half of `max_length`.
+        """
         if isinstance(prompt, str):
-            lead = len(self._codec.lead) or int(encoded.prompt[0] == self._codec.bos)
-            keep = max(room - lead, 1)
-            return encoded._replace(prompt=encoded.prompt[:lead] + encoded.prompt[lead:][-keep:])
+            return self._shortened_text(encoded)
+        room = self.max_length - encoded.longest
 
         def fits(messages: tuple[Message, ...]) -> bool:
-            return room > 0 and len(self.prompt_ids(messages)) <= room
+            return len(self.prompt_ids(messages)) <= room
 
+        def encode(messages: tuple[Message, ...]) -> tuple[_Encoded, int]:
+            found = self._encode([self._plan(messages, responses)])[0]
+            return found, len(found.prompt) + found.longest - self.max_length
+
+        if encode(shorten(prompt, lambda _: False))[1] > 0:
+            room = self.max_length // 2
+            return encoded if len(encoded.prompt) <= room else encode(shorten(prompt, fits))[0]
         while True:
-            encoded = self._encode([self._plan(shorten(prompt, fits), responses)])[0]
-            over = len(encoded.prompt) + encoded.longest - self.max_length
-            if over <= 0 or room <= 0:
-                return encoded
-            room -= over  # either nothing fits, or a reply takes a token more after this prompt than after the whole one
+            shorter, over = encode(shorten(prompt, fits))
+            if over <= 0:
+                return shorter
+            room -= over  # a reply may take more tokens after this prompt than after the whole one
+
+    def _shortened_text(self, encoded: _Encoded) -> _Encoded:
+        lead = len(self._codec.lead) or int(encoded.prompt[0] == self._codec.bos)
+        room = self.max_length - encoded.longest
+        if room <= lead:
+            room = self.max_length // 2
+        keep = max(room - lead, 1)
+        return encoded._replace(prompt=encoded.prompt[:lead] + encoded.prompt[lead:][-keep:])
 
     def _cut(self, encoded: _Encoded) -> tuple[list[tuple[list[int], list[bool]]], int]:
         """Responses without the tail that does not fit, and how many lost one. Raises DataError where one loses all."""

@@ -216,6 +216,26 @@ def test_a_prompt_that_opens_a_thought_is_continued_with_the_files_own_text(repl
     assert any("<think>" in line for line in renderer.describe())
 
 
+def test_a_thought_that_the_template_would_leave_out_is_kept() -> None:
+    silent = THINKS.replace("<think>\\n", "")
+    renderer = Renderer(byte_level(special=THINKING, eos="<|eos|>", bos="<s>", template=silent), max_length=64)
+    tree = tree_of(renderer, QUESTION, "<think>It fell.</think>On the floor.")
+    assert plainly(renderer, tree.prompt).endswith("<|a|>")
+    assert plainly(renderer, tree.branches[0].ids) == "<think>It fell.</think>On the floor.<|eos|>"
+
+
+def test_a_template_that_trims_does_so_too_where_the_files_own_text_is_used() -> None:
+    trims = (
+        THINKS.replace(".lstrip()", " | trim")
+        .replace("m['content'].split", "(m['content'].split")
+        .replace("[-1] | trim", "[-1] | trim)")
+    )
+    renderer = Renderer(byte_level(special=THINKING, eos="<|eos|>", bos="<s>", template=trims), max_length=64)
+    assert plainly(renderer, tree_of(renderer, QUESTION, "  On the floor. ").branches[0].ids) == "On the floor.<|eos|>"
+    renderer = Renderer(byte_level(special=THINKING, eos="<|eos|>", bos="<s>", template=THINKS), max_length=64)
+    assert plainly(renderer, tree_of(renderer, QUESTION, "On the floor. ").branches[0].ids) == "On the floor.<|eos|>"
+
+
 def test_an_empty_thought_that_the_template_adds_is_part_of_the_reply() -> None:
     tokenizer = byte_level(special=("<|im_start|>", "<|im_end|>"), eos="<|im_end|>", template=EMPTY_THOUGHT)
     tree = tree_of(Renderer(tokenizer, max_length=64), DIALOGUE, "Sorry.")
@@ -423,6 +443,9 @@ def test_truncation_keeps_the_response_and_the_newest_text(
         assert tight.report.responses_truncated == 0
     else:
         assert tight.report.responses_truncated >= 1
+        assert len(tree.prompt) <= max(max_length // 2, len(minimal)), "a response that is cut leaves the prompt its half"
+        if len(whole.prompt) <= max_length // 2:
+            assert tree.prompt.tolist() == whole.prompt.tolist()
         assert all(b.ids.tolist() == w.ids[: len(b.ids)].tolist() for b, w in zip(tree.branches, whole.branches, strict=True))
     text = plainly(free, tree.prompt)
     assert "Be short." in text and "D" in text
@@ -441,6 +464,28 @@ def test_a_turn_more_is_kept_when_it_just_fits() -> None:
     even_shorter = (prompt[0], *prompt[5:])
     tight = tree_of(renderer_of("chatml", max_length=n - 1), prompt, "Yes.")
     assert tight.prompt.tolist() == free.prompt_ids(even_shorter).tolist()
+
+
+def test_a_reply_that_takes_more_tokens_after_a_shorter_prompt_still_fits() -> None:
+    replies_longer = "('ferry ' * (9 - loop.index0) if m['role'] == 'assistant' else '') + m['content'] +"
+    tokenizer = byte_level(
+        special=("<|im_start|>", "<|im_end|>"), eos="<|im_end|>", template=CHATML.replace("m['content'] +", replies_longer)
+    )
+    prompt, free = long_dialogue(3, system=False), Renderer(tokenizer, max_length=4096)
+    longer = tree_of(free, prompt[2:], "Yes.")
+    n_before = len(tree_of(free, prompt, "Yes.").branches[0].ids)
+    assert n_before < len(longer.branches[0].ids)
+    tight = Renderer(tokenizer, max_length=len(longer.prompt) + n_before)
+    tree = tree_of(tight, prompt, "Yes.")
+    assert tree.n_tokens <= tight.max_length and tree.prompt.tolist() == free.prompt_ids(prompt[4:]).tolist()
+    assert tree.branches[0].ids[-1] == tight.end_of_turn and tight.report.responses_truncated == 0
+
+
+def test_an_end_that_is_not_the_probes_is_still_cut_behind_the_end_of_turn() -> None:
+    signed = CHATML.replace("+ '<|im_end|>'", "+ ' ' + (loop.index | string) + '<|im_end|>'")
+    tokenizer = byte_level(special=("<|im_start|>", "<|im_end|>"), eos="<|im_end|>", template=signed)
+    renderer = Renderer(tokenizer, max_length=256)
+    assert plainly(renderer, tree_of(renderer, DIALOGUE, "Sorry.").branches[0].ids) == "Sorry. 4<|im_end|>"
 
 
 def test_the_last_turn_loses_its_oldest_text_inside_the_scaffold() -> None:
@@ -472,6 +517,8 @@ def test_a_text_prompt_is_cut_from_the_left_behind_its_bos(family: str, n: int, 
     if len(whole.branches[0].ids) + lead + 1 <= max_length:
         assert tree.branches[0].ids.tolist() == whole.branches[0].ids.tolist()
         assert tree.n_tokens == min(max_length, whole.n_tokens)
+    else:
+        assert len(tree.prompt) == min(len(whole.prompt), max(max_length // 2, lead + 1))
 
 
 def test_a_response_too_long_by_itself_loses_its_tail_and_no_end_is_made_up() -> None:
@@ -480,6 +527,11 @@ def test_a_response_too_long_by_itself_loses_its_tail_and_no_end_is_made_up() ->
     assert renderer.end_of_turn not in tree.branches[0].ids and tree.branches[0].scored.all()
     assert tree.branches[1].ids[-1] == renderer.end_of_turn
     assert renderer.report.responses_truncated == 1
+    assert len(tree.prompt) + len(tree.branches[0].ids) == 30
+    assert tree.prompt.tolist() == renderer.prompt_ids(QUESTION).tolist(), "the question is no longer than half of the limit"
+    long_question = (Message("user", "old " * 50 + "is it so?"),)
+    tree = tree_of(renderer, long_question, "kettle " * 100)
+    assert 12 <= len(tree.prompt) <= 15 and plainly(renderer, tree.prompt).startswith("<|im_start|>user\n")
     assert len(tree.prompt) + len(tree.branches[0].ids) == 30
 
 
