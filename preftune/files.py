@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -22,10 +23,13 @@ from preftune.errors import StorageError
 
 @contextmanager
 def storage(path: Path, doing: str) -> Iterator[None]:
-    """Turns an OSError of the block into a StorageError that names `path` and what to do."""
+    """Turns an OSError of the block (or safetensors' own form of one) into a StorageError that names `path` and what to do."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        number = _os_error(error)
+        if number is None:
+            raise
         advice = {
             errno.ENOSPC: "the disk is full: free some space, or choose another folder with out=",
             errno.EDQUOT: "the disk quota is used up: free some space, or choose another folder with out=",
@@ -34,8 +38,16 @@ def storage(path: Path, doing: str) -> Iterator[None]:
             errno.EROFS: "the file system is read-only: choose another folder with out=",
             errno.ENOTDIR: "a part of this path is a file, not a folder",
             errno.EEXIST: "a file of this name is in the way",
-        }.get(error.errno or 0, str(error))
+        }.get(number, str(error))
         raise StorageError(f"{path}: cannot {doing}: {advice}") from error
+
+
+def _os_error(error: Exception) -> int | None:
+    """The system's number for what went wrong; None where it was not the system."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
 
 
 def make_folder(path: Path) -> Path:
