@@ -46,6 +46,8 @@ def join(device: torch.device) -> Ranks:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # collectives run on the current device
     if not td.is_initialized():
         td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return Ranks(td.get_rank(), td.get_world_size())
