@@ -13,7 +13,7 @@ from preftune.show import Show
 from preftune.training.dist import leave
 from preftune.training.job import Finished, JobEvent, Started, run_job
 from preftune.training.loop import Evaluated, Step
-from preftune.training.trackers import Tracker, open_trackers
+from preftune.training.trackers import Tracker, check_trackers, open_trackers
 
 
 def train(
@@ -36,6 +36,7 @@ def train(
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     config = Config.of(config)
+    check_trackers(config.trackers)
     trackers: list[Tracker] = []
     run: Run | None = None
     with Show(quiet=quiet) as show:
@@ -43,7 +44,7 @@ def train(
             for event in run_job(config, resume=resume):
                 match event:
                     case Started():
-                        trackers = open_trackers(config.trackers, event.run)
+                        trackers = open_trackers(config.trackers, event.run, step=event.step) if show.main else []
                     case Step():
                         _track(trackers, event.index, "train", event.metrics)
                     case Evaluated():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,17 +13,24 @@ Tracker = Callable[[int, str, dict[str, float]], None]
 """Takes a step, a split and its metrics by name."""
 
 
-def open_trackers(names: Sequence[str], run: Run) -> list[Tracker]:
-    """A tracker for each name. Raises ConfigError where its package is not installed."""
-    return [{"tensorboard": _tensorboard, "wandb": _wandb}[name](run) for name in names]
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ConfigError where the package of a tracker is not installed."""
+    for name in names:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name is not the package
+            raise ConfigError(f"trackers: {name} is not installed; pip install 'preftune[{name}]'")
 
 
-def _tensorboard(run: Run) -> Tracker:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise _not_installed("tensorboard") from None
-    writer: Any = SummaryWriter(str(run.path / "tensorboard"))
+def open_trackers(names: Sequence[str], run: Run, *, step: int) -> list[Tracker]:
+    """A tracker for each name, for a run that begins or goes on at `step`."""
+    return [{"tensorboard": _tensorboard, "wandb": _wandb}[name](run, step) for name in names]
+
+
+def _tensorboard(run: Run, first: int) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # what an interrupted run wrote at `first` and later comes again
+    writer: Any = SummaryWriter(str(run.path / "tensorboard"), purge_step=first)
 
     def track(step: int, split: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -32,18 +40,12 @@ def _tensorboard(run: Run) -> Tracker:
     return track
 
 
-def _wandb(run: Run) -> Tracker:
-    try:
-        import wandb
-    except ImportError:
-        raise _not_installed("wandb") from None
+def _wandb(run: Run, first: int) -> Tracker:
+    import wandb
+
     session = wandb.init(dir=str(run.path), name=run.path.name, config=run.config().model_dump(mode="json"), resume="allow")
 
     def track(step: int, split: str, metrics: dict[str, float]) -> None:
         session.log({f"{split}/{name}": value for name, value in metrics.items()} | {"step": step})
 
     return track
-
-
-def _not_installed(name: str) -> ConfigError:
-    return ConfigError(f"trackers: {name} is not installed; pip install 'preftune[{name}]'")
