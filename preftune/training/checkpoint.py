@@ -3,7 +3,7 @@
     checkpoints/step-000100/
         weights.safetensors      the trainable weights, by name
         optimizer.safetensors    "exp_avg.NAME", "exp_avg_sq.NAME"
-        state.json               step, random state, early stopping
+        state.json               step, early stopping, what the run must find again
         manifest.json            size and sha256 of each file
 
 A checkpoint is written to a hidden folder, synced, and renamed; one that does not match its manifest is never loaded.
@@ -47,12 +47,12 @@ def save(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, stat
     """Writes checkpoint step-N of `state["step"]` into `folder` and removes all but the newest `keep`. Raises StorageError."""
     final = folder / f"step-{state['step']:06d}"
     with storage(final, "write this checkpoint"):
+        for stale in folder.glob(".step-*.tmp"):  # a crash left it
+            shutil.rmtree(stale)
         temporary = folder / f".{final.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write_weights(temporary / "weights.safetensors", trainable(policy))
         write_weights(temporary / "optimizer.safetensors", _moments(policy, optimizer))
-        state = {**state, "random": _random_state()}
         write_atomic(temporary / "state.json", json.dumps(state))
         manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(temporary.iterdir())}
         write_atomic(temporary / "manifest.json", json.dumps(manifest))
@@ -60,7 +60,7 @@ def save(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, stat
             shutil.rmtree(final)
         os.replace(temporary, final)
         sync_folder(folder)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
+        for old in _in_order(folder)[:-keep]:
             shutil.rmtree(old)
     return final
 
@@ -68,7 +68,7 @@ def save(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, stat
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
     problems: list[str] = []
-    for candidate in sorted(folder.glob("step-*"), reverse=True):
+    for candidate in reversed(_in_order(folder)):
         problem = _damage(candidate)
         if problem is None:
             return Checkpoint(candidate, json.loads((candidate / "state.json").read_text())), problems
@@ -76,24 +76,25 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
+def _in_order(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=lambda p: (len(p.name), p.name))  # step-1000000 comes after step-999999
+
+
 def restore(checkpoint: Checkpoint, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts weights, optimizer moments and random state back as they were."""
+    """Puts weights and optimizer moments back as they were."""
     from safetensors.torch import load_file
 
     load_weights(checkpoint.folder / "weights.safetensors", policy)
     moments = load_file(checkpoint.folder / "optimizer.safetensors")
+    fused = optimizer.defaults.get("fused", False)  # it counts steps on the device
     for name, parameter in trainable(policy).items():
         if f"exp_avg.{name}" not in moments:
             continue  # no update has touched it yet
         optimizer.state[parameter] = {
-            "step": moments[f"step.{name}"],
+            "step": moments[f"step.{name}"].to(parameter.device if fused else "cpu"),
             "exp_avg": moments[f"exp_avg.{name}"].to(parameter.device),
             "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(parameter.device),
         }
-    random = checkpoint.state["random"]
-    torch.set_rng_state(torch.frombuffer(bytearray(bytes.fromhex(random["cpu"])), dtype=torch.uint8))
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(torch.frombuffer(bytearray(bytes.fromhex(random["cuda"])), dtype=torch.uint8))
 
 
 def write_weights(file: Path, tensors: dict[str, Tensor]) -> None:
@@ -121,13 +122,6 @@ def _moments(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, T
         for key, value in optimizer.state.get(parameter, {}).items():
             found[f"{key}.{name}"] = value
     return found
-
-
-def _random_state() -> dict[str, str]:
-    state = {"cpu": bytes(torch.get_rng_state().numpy()).hex()}
-    if torch.cuda.is_available():
-        state["cuda"] = bytes(torch.cuda.get_rng_state().numpy()).hex()
-    return state
 
 
 def _damage(folder: Path) -> str | None:
