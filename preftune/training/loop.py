@@ -10,6 +10,7 @@ for event in training(work):
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import threading
 import time
@@ -26,7 +27,8 @@ from preftune.config import Config
 from preftune.data.types import Tree
 from preftune.engine.policy import Policy
 from preftune.engine.reference import ReferenceStore, groups, logps_of
-from preftune.errors import ConfigError, Interrupted, TrainingError, nearest
+from preftune.errors import Interrupted, TrainingError
+from preftune.files import storage
 from preftune.run import Run
 from preftune.training import checkpoint
 from preftune.training.dist import Ranks
@@ -146,11 +148,15 @@ def training(work: Work) -> Iterator[Event]:
             done += 1
             if work.ranks.any(stop.is_set(), _device(policy)):
                 save(done)
-                raise Interrupted(f"stopped after {done} of {plan.n_steps} steps; all is saved. Go on with --resume")
+                raise Interrupted(
+                    f"stopped after {done} of {plan.n_steps} steps; all is saved. Go on with: "
+                    f"preftune train --resume out={shlex.quote(str(work.run.path))}"
+                )
             if config.checkpoint.every and done % config.checkpoint.every == 0 and done < plan.n_steps:
                 yield save(done)
         if every and not stopped_early:
             yield _evaluated(work, stopping, done)
+    check_weights(work)
     yield save(done, finished=True)
 
 
@@ -165,10 +171,11 @@ def _step(work: Work, outer: nn.Module, optimizer: torch.optim.Optimizer, watch:
         _micro(work, work.train.trees, group or [int(examples[0])], float(bool(group))) for group in cuts[work.ranks.rank]
     )
     optimizer.zero_grad(set_to_none=True)
-    sums = backward(outer, micros, work.objective, n_units=n_units, world=work.ranks.world)
+    with random_of(config.seed, index, work.ranks.rank, _device(work.policy)):
+        sums = backward(outer, micros, work.objective, n_units=n_units, world=work.ranks.world)
     norm = clip(work.policy, config.optim.clip)
     metrics, (grad_norm, moved) = to_host(sums, work.ranks, norm, watch.moved())
-    _check_finite(work, index, examples, metrics["loss"], grad_norm)
+    _check_finite(work, index, examples, metrics | {"grad_norm": grad_norm})
     if index == 0 and work.starts_as_reference:
         check_step_zero(metrics, config, precise=work.policy.autocast is None)
     lr = learning_rate(config.optim, index, plan.n_steps)
@@ -184,6 +191,14 @@ def _step(work: Work, outer: nn.Module, optimizer: torch.optim.Optimizer, watch:
         "epoch": (index + 1) / plan.steps_per_epoch,
     }
     return Step(index, metrics["loss"], lr, grad_norm, n_tokens, seconds, metrics)
+
+
+@contextmanager
+def random_of(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
+    """Dropout of a step follows from (seed, step, rank) alone: a resumed run draws what an uninterrupted one draws."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+        yield
 
 
 def _micro(work: Work, trees: Sequence[Tree], group: Sequence[int], weight: float = 1.0) -> Micro:
@@ -210,8 +225,8 @@ def held_out_metrics(work: Work) -> dict[str, float]:
 def _evaluated(work: Work, stopping: Stopping, step: int) -> Evaluated:
     metrics = held_out_metrics(work)
     metric = work.config.eval.metric
-    if metric not in metrics:
-        raise ConfigError(f"eval.metric: {metric!r} is not measured by {work.objective.name}; {nearest(metric, metrics)}")
+    if bad := _not_finite(metrics):
+        raise TrainingError(f"held-out examples after {step} steps: {bad}. {_remedy(work)}")
     best = stopping.better(metric, metrics[metric], step)
     if best and work.config.eval.keep == "best" and work.ranks.main:
         keep_best(work)
@@ -221,10 +236,11 @@ def _evaluated(work: Work, stopping: Stopping, step: int) -> Evaluated:
 def keep_best(work: Work) -> None:
     """Keeps the weights as they are as the best so far, replacing the former best in one rename."""
     folder = work.run.best
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".weights.tmp"
-    checkpoint.write_weights(temporary, checkpoint.trainable(work.policy))
-    temporary.replace(folder / "weights.safetensors")
+    with storage(folder, "keep the best weights"):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / ".weights.tmp"
+        checkpoint.write_weights(temporary, checkpoint.trainable(work.policy))
+        temporary.replace(folder / "weights.safetensors")
 
 
 def to_host(sums: Sums, ranks: Ranks, *scalars: Tensor) -> tuple[dict[str, float], list[float]]:
@@ -242,21 +258,34 @@ def check_step_zero(metrics: dict[str, float], config: Config, *, precise: bool)
         return
     raise TrainingError(
         f"step 0: the policy should equal its reference before the first update, but differs by {metrics['kl']:.3g} nats "
-        f"a response (loss {metrics['loss']:.6f}, margin {metrics['rewards/margins']:.3g}). Likely causes: reference log-probs of another "
-        "model or template (delete the cache folder), dropout in the base model, or a model whose forward pass is not deterministic"
+        f"a response (loss {metrics['loss']:.6f}, margin {metrics['rewards/margins']:.3g}). Likely causes: reference "
+        "log-probs of another model or template (delete the cache folder), dropout in the base model, or a model whose "
+        "forward pass is not deterministic"
     )
 
 
-def _check_finite(work: Work, index: int, examples: Any, loss: float, grad_norm: float) -> None:
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {grad_norm} (the loss is {loss:.4g})"
-    ids = [work.train.trees[i].id for i in examples[:5]]
-    raise TrainingError(
-        f"step {index}: the {what}; the weights were not touched by it. Its examples: {', '.join(ids)}"
-        f"{' …' if len(examples) > 5 else ''}. Try a smaller optim.lr (now {work.config.optim.lr:g}), precision=fp32, "
-        "or look at these rows"
-    )
+def _check_finite(work: Work, index: int, examples: Any, metrics: dict[str, float]) -> None:
+    if bad := _not_finite(metrics):
+        ids = [work.train.trees[i].id for i in examples[:5]]
+        raise TrainingError(
+            f"step {index}: {bad}; the weights were not touched by it. Its examples: {', '.join(ids)}"
+            f"{' …' if len(examples) > 5 else ''}. {_remedy(work)}, or look at these rows"
+        )
+
+
+def _not_finite(metrics: dict[str, float]) -> str:
+    bad = [f"{name} is {metrics[name]}" for name in ("loss", *sorted(metrics)) if not math.isfinite(metrics[name])]
+    return bad[0] + (f" (the loss is {metrics['loss']:.4g})" if math.isfinite(metrics["loss"]) else "") if bad else ""
+
+
+def _remedy(work: Work) -> str:
+    return f"Try a smaller optim.lr (now {work.config.optim.lr:g}) or precision=fp32"
+
+
+def check_weights(work: Work) -> None:
+    """Raises TrainingError when a weight is not finite, so that no broken model is saved as the result."""
+    if not all(bool(p.isfinite().all()) for p in checkpoint.trainable(work.policy).values()):
+        raise TrainingError(f"after the last step a weight is not finite: no model is saved. {_remedy(work)}")
 
 
 def eval_every(config: Config, n_steps: int) -> int:
