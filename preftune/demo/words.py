@@ -7,21 +7,16 @@ these lists are the grammar that the rubric grades by, the vocabulary of the tok
 
 from __future__ import annotations
 
-FAMILIES: tuple[tuple[str, ...], ...] = (
-    ("kettle", "toaster", "blender", "mixer"),
-    ("chair", "stool", "shelf", "table"),
-    ("lamp", "lantern", "torch", "candle"),
-    ("coat", "scarf", "hat", "jacket"),
-    ("clock", "radio", "camera", "speaker"),
-    ("spade", "hose", "rake", "bucket"),
-    ("towel", "mirror", "sponge", "brush"),
-    ("suitcase", "tent", "umbrella", "backpack"),
-    ("puzzle", "kite", "doll", "drum"),
-    ("pen", "stapler", "notebook", "printer"),
+# fmt: off
+ITEMS: tuple[str, ...] = (
+    "kettle", "toaster", "blender", "mixer", "chair", "stool", "shelf", "table",
+    "lamp", "lantern", "torch", "candle", "coat", "scarf", "hat", "jacket",
+    "clock", "radio", "camera", "speaker", "spade", "hose", "rake", "bucket",
+    "towel", "mirror", "sponge", "brush", "suitcase", "tent", "umbrella", "backpack",
+    "puzzle", "kite", "doll", "drum", "pen", "stapler", "notebook", "printer",
 )
-"""What the store sells. A careless agent mixes up items of one family, so a family is in one split as a whole."""
-
-ITEMS = tuple(item for family in FAMILIES for item in family)
+# fmt: on
+"""What the store sells."""
 
 PROBLEMS: dict[str, tuple[str, ...]] = {
     "replace": ("arrived broken", "fell apart", "is damaged", "has the wrong color"),
@@ -67,13 +62,13 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "please accept our apology.",
         "i apologize for this mistake.",
     ),
-    "blame": ("this is your fault.", "you were careless with it.", "ugh, how silly of you.", "stop whining."),
+    "blame": ("it is your fault.", "you were careless with it.", "ugh, how silly of you.", "stop whining."),
     "item": ("this is about your {item}.", "i see the order for your {item}.", "your {item} is on my list."),
     "fix_replace": ("we will send you a new one.", "we will replace it for free."),
     "fix_trace": ("we will trace the parcel.", "we will find it and bring it to you."),
     "fix_refund": ("we will refund you in full.", "we will give you your money back."),
-    "fix_guide": ("we will send you a clear guide.", "we will show you how by phone."),
-    "no_fix": ("there is nothing we can do.", "wait and see.", "this is not our problem."),
+    "fix_guide": ("we will write you a clear guide.", "we will show you how by phone."),
+    "no_fix": ("there is nothing we can do.", "wait and see.", "that is not our problem."),
     "filler": ("by the way, it is a nice day here.", "our store is open every day.", "our prices are the best in town."),
     "close_warm": ("have a lovely day.", "we wish you all the best.", "take care, your friends here."),
     "close_plain": ("goodbye.", "that is all."),

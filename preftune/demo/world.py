@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Literal
 
 from preftune.data.types import Example, Message, content_id
 from preftune.demo.rubric import words
-from preftune.demo.words import FAMILIES, ITEMS, OPENINGS, PROBLEMS, SENTENCES, SUBJECTS, TAILS, UNKNOWN
+from preftune.demo.words import ITEMS, OPENINGS, PROBLEMS, SENTENCES, SUBJECTS, TAILS, UNKNOWN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-N_HELD_OUT_FAMILIES = 2
+N_HELD_OUT = 8
 
-# What an agent of this desk is like: kinds of sentence with their weights, "" for none. The desk is bad at its job: nearly all
-# replies are rude somewhere, one in three offers the right fix, and almost none does everything right.
+# What an agent of this desk is like: kinds of sentence with their weights, "" for none. The desk is bad at its job: nine of ten
+# replies are rude somewhere, one in three offers the right fix, and hardly any does everything right.
 GREETING = {"greeting_warm": 30, "greeting_plain": 70}
-ATTITUDE = {"apology": 30, "blame": 58, "": 12}
-ITEM = {"right": 60, "wrong": 12, "": 28}
-FIX = {"right": 32, "wrong": 22, "no_fix": 46}
-FILLER = {"filler": 45, "": 55}
-CLOSE = {"close_warm": 14, "close_plain": 12, "close_rude": 74}
+ATTITUDE = {"apology": 28, "blame": 56, "": 16}
+ITEM = {"right": 58, "wrong": 14, "": 28}
+FIX = {"right": 33, "wrong": 22, "no_fix": 45}
+FILLER = {"filler": 50, "": 50}
+CLOSE = {"close_warm": 15, "close_plain": 12, "close_rude": 73}
 
 BOS, END, PAD, USER, AGENT = "<start>", "<end>", "<pad>", "<user>", "<agent>"
 CHAT_TEMPLATE = (
@@ -48,10 +48,9 @@ class World:
     """The support desk. Everything it says follows from the seed; asking for more only lengthens a list."""
 
     def __init__(self, seed: int = 0) -> None:
-        """`seed` also chooses which families of items are held out."""
+        """`seed` also chooses which items are held out."""
         self.seed = seed
-        held_out = self._rng("split").sample(range(len(FAMILIES)), N_HELD_OUT_FAMILIES)
-        self.held_out: frozenset[str] = frozenset(item for family in held_out for item in FAMILIES[family])
+        self.held_out: frozenset[str] = frozenset(self._rng("split").sample(ITEMS, N_HELD_OUT))
         """Items that no preference speaks of."""
 
     @property
@@ -67,20 +66,24 @@ class World:
         found: dict[str, Example] = {}
         while len(found) < n:
             item, fix, text = _complaint(rng, ITEMS)
-            prompt, reply = (Message("user", text),), _reply(rng, item, fix)
+            named = _named(rng, item, self._items("eval" if item in self.held_out else "train"))
+            prompt, reply = (Message("user", text),), _reply(rng, named, fix)
             found.setdefault(text, Example(content_id(prompt, reply), prompt, (reply,), f"world[{len(found)}]"))
         return list(found.values())
 
     def prompts(self, n: int, *, split: Literal["train", "eval"] = "train") -> list[Example]:
         """`n` different complaints without a reply: about the held-out items in "eval", about all others in "train"."""
         rng = self._rng(f"prompts/{split}")
-        items = [item for item in ITEMS if (item in self.held_out) == (split == "eval")]
+        items = self._items(split)
         found: dict[str, Example] = {}
         while len(found) < n:
             _, _, text = _complaint(rng, items)
             prompt = (Message("user", text),)
             found.setdefault(text, Example(content_id(prompt), prompt, (), f"world/{split}[{len(found)}]", split))
         return list(found.values())
+
+    def _items(self, split: Literal["train", "eval"]) -> list[str]:
+        return [item for item in ITEMS if (item in self.held_out) == (split == "eval")]
 
     def _rng(self, purpose: str) -> random.Random:
         return random.Random(f"preftune world {self.seed} {purpose}")
@@ -100,12 +103,17 @@ def _complaint(rng: random.Random, items: Sequence[str]) -> tuple[str, str, str]
     return item, fix, " ".join(part for part in (rng.choice(OPENINGS), clause, rng.choice(TAILS)) if part)
 
 
-def _reply(rng: random.Random, item: str, fix: str) -> str:
-    """What one of the desk's agents answers: a sentence of each kind or none, in an order that varies a little."""
+def _named(rng: random.Random, item: str, items: Sequence[str]) -> str:
+    """The item that the reply names, or "": mostly the customer's, sometimes another of `items`.
+
+    Agents mix up items of one side of the split only, so that hardly any sampled reply brings a held-out item to a preference.
+    """
     named = _draw(rng, ITEM)
-    if named == "wrong":
-        family = next(family for family in FAMILIES if item in family)
-        item = rng.choice([other for other in family if other != item])
+    return rng.choice([other for other in items if other != item]) if named == "wrong" else item if named else ""
+
+
+def _reply(rng: random.Random, named: str, fix: str) -> str:
+    """What one of the desk's agents answers: a sentence of each kind or none, in an order that varies a little."""
     offered = _draw(rng, FIX)
     if offered == "wrong":
         fix = rng.choice([other for other in PROBLEMS if other != fix])
@@ -114,7 +122,7 @@ def _reply(rng: random.Random, item: str, fix: str) -> str:
         middle[:2] = middle[1::-1]
     middle.insert(rng.choice((2, 3)), _draw(rng, FILLER))
     kinds = [_draw(rng, GREETING), *middle, _draw(rng, CLOSE)]
-    return " ".join(rng.choice(SENTENCES[kind]) for kind in kinds if kind).replace("{item}", item)
+    return " ".join(rng.choice(SENTENCES[kind]) for kind in kinds if kind).replace("{item}", named)
 
 
 def _draw(rng: random.Random, weights: dict[str, int]) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from preftune.data.types import Example, Message
 from preftune.demo.rubric import BEST, MAX_WORDS, WORTH, grade, reward, words
-from preftune.demo.words import FAMILIES, ITEMS, PROBLEMS, RUDE_WORDS, SENTENCES, UNKNOWN
+from preftune.demo.words import ITEMS, PROBLEMS, RUDE_WORDS, SENTENCES, UNKNOWN
 from preftune.demo.world import AGENT, BOS, END, PAD, USER, World, best_reply, build_tokenizer
 
 CONTENT = "hello, my kettle arrived broken. please help."
@@ -45,7 +45,7 @@ def test_the_language_is_unambiguous() -> None:
 
 
 def test_rude_sentences_and_only_they_have_rude_words() -> None:
-    rude = {"greeting_rude", "blame", "close_rude"}
+    rude = {"blame", "close_rude"}
     for kind, texts in SENTENCES.items():
         for said in texts:
             assert bool(RUDE_WORDS & set(words(said))) == (kind in rude), said
@@ -70,10 +70,11 @@ def test_items_of_preferences_and_of_evaluation_are_disjoint(world: World, demon
     train, held_out = world.prompts(800), world.prompts(256, split="eval")
     assert items(train) == set(ITEMS) - world.held_out
     assert items(held_out) == world.held_out
-    assert len(world.held_out) == 8 and {f for f in FAMILIES if world.held_out & set(f)} == {
-        f for f in FAMILIES if world.held_out >= set(f)
-    }
+    assert len(world.held_out) == 8
     assert items(demonstrations) == set(ITEMS)
+    for e in demonstrations:
+        named = {word for word in words(str(e.responses[0])) if word in ITEMS}
+        assert named <= world.held_out if items([e]) <= world.held_out else not named & world.held_out
     assert {e.split for e in train} == {"train"} and {e.split for e in held_out} == {"eval"}
 
 
@@ -84,8 +85,8 @@ def test_prompts_and_ids_are_unique(world: World, demonstrations: list[Example])
 
 def test_demonstrations_are_as_bad_as_they_should_be(demonstrations: list[Example]) -> None:
     grades = [grade(e.prompt, e.responses[0]) for e in demonstrations]
-    assert -1.0 < mean(g.reward for g in grades) < -0.6
-    assert 0.9 < mean(g.rude for g in grades) < 0.98
+    assert -0.8 < mean(g.reward for g in grades) < -0.5
+    assert 0.84 < mean(g.rude for g in grades) < 0.92
     assert 0.31 < mean(g.right_fix for g in grades) < 0.37
     assert 27 < mean(g.n_words for g in grades) < 33
     assert not any(g.malformed or "repeat" in g.parts or "too_long" in g.parts for g in grades)
@@ -117,14 +118,14 @@ def test_the_best_reply_earns_the_best_reward(fix: str, wording: int) -> None:
         ("we will trace the parcel.", {"wrong_fix"}),
         ("we will trace the parcel. we will send you a new one.", {"wrong_fix"}),
         ("we are very sorry. there is nothing we can do.", {"apology", "no_fix"}),
-        ("ugh, what now? this is your fault. do not bother us again.", {"rude", "no_fix"}),
+        ("ugh, how silly of you. do not bother us again.", {"rude", "no_fix"}),
         ("we will replace it for free. our store is open every day.", {"right_fix", "filler"}),
         ("we are very sorry. i am sorry for the trouble. we will replace it for free.", {"apology", "repeat", "right_fix"}),
         ("we will send a new you one. have a lovely day.", {"malformed", "no_fix", "warm_close"}),
         ("we will replace it for free", {"malformed", "no_fix"}),
         ("have a lovely day. we will replace it for free. thank you for writing.", {"right_fix"}),
         (
-            "this is is your fault. your toaster toaster. we will replace it for free.",
+            "it is is your fault. your toaster toaster. we will replace it for free.",
             {"malformed", "rude", "wrong_item", "right_fix"},
         ),
         ("we are very sorry. " * 20, {"apology", "repeat", "no_fix", "too_long"}),
