@@ -82,6 +82,10 @@ class World:
             found.setdefault(text, Example(content_id(prompt), prompt, (), f"world/{split}[{len(found)}]", split))
         return list(found.values())
 
+    def speaks_of_held_out(self, text: str) -> bool:
+        """Whether a text names a held-out item: a sampled reply may, by a slip, and is then no matter for a preference."""
+        return not self.held_out.isdisjoint(words(text))
+
     def _items(self, split: Literal["train", "eval"]) -> list[str]:
         return [item for item in ITEMS if (item in self.held_out) == (split == "eval")]
 

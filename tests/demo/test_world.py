@@ -78,6 +78,13 @@ def test_items_of_preferences_and_of_evaluation_are_disjoint(world: World, demon
     assert {e.split for e in train} == {"train"} and {e.split for e in held_out} == {"eval"}
 
 
+def test_a_reply_that_names_a_held_out_item_is_recognised(world: World) -> None:
+    item = sorted(world.held_out)[0]
+    assert world.speaks_of_held_out(f"Your {item.upper()} is on my list.")
+    assert not world.speaks_of_held_out(f"your {item}s are not on my list, open that.")
+    assert not any(world.speaks_of_held_out(text(e)) for e in world.prompts(200))
+
+
 def test_prompts_and_ids_are_unique(world: World, demonstrations: list[Example]) -> None:
     for examples in (demonstrations, world.prompts(800), world.prompts(256, split="eval")):
         assert len({e.id for e in examples}) == len({text(e) for e in examples}) == len(examples)
