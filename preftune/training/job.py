@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,10 @@ import torch
 import preftune
 from preftune.config import Config
 from preftune.data.template import Renderer
-from preftune.data.types import Example, Prompt
+from preftune.data.types import Example
+from preftune.data.write import plain
 from preftune.errors import ConfigError, PreftuneError
-from preftune.files import json_line, write_atomic
+from preftune.files import json_line, storage, write_atomic
 from preftune.generate import Sampling, sample
 from preftune.model.device import pick_device
 from preftune.model.export import save_model
@@ -41,6 +43,7 @@ from preftune.training.prepare import (
     Said,
     check_resumable,
     check_same_data,
+    check_same_reference,
     load_policy,
     read_data,
     require,
@@ -74,13 +77,38 @@ def run_job(config: Config, *, resume: bool = False) -> Iterator[JobEvent]:
     ranks = join(device)
     run = _folder(config, resume, ranks)
     quiet_transformers()
-    created = not run.path.exists()
+    with storage(run.path, "look into this folder"):
+        missing = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
+        going_on = resume and run.config_file.exists()
     try:
-        yield from _job(config, run, ranks, device, resume)
-    except PreftuneError:
-        if created and ranks.main and not run.config_file.exists():
-            shutil.rmtree(run.path, ignore_errors=True)  # nothing half-written
+        for event in _job(config, run, ranks, device, going_on):
+            if ranks.main:
+                _log(run, event)
+            yield event
+    except BaseException:
+        if missing and ranks.main and not run.metrics(split="train"):
+            _remove(missing)  # nothing was trained: nothing half-written stays
         raise
+
+
+def _remove(folders: list[Path]) -> None:
+    shutil.rmtree(folders[0], ignore_errors=True)
+    for parent in folders[1:]:
+        with suppress(OSError):  # not empty: somebody else uses it
+            parent.rmdir()
+
+
+def _log(run: Run, event: JobEvent) -> None:
+    match event:
+        case Said():
+            if {"kind": event.kind, "message": event.message} not in run.events():  # a resumed run says much again
+                run.log_event(event.kind, event.message)
+        case Step():
+            run.log_metrics({"step": event.index, "split": "train", **event.metrics})
+        case Evaluated():
+            run.log_metrics({"step": event.step, "split": "eval", **event.metrics})
+        case _:
+            pass
 
 
 def _folder(config: Config, resume: bool, ranks: Ranks) -> Run:
@@ -91,16 +119,21 @@ def _folder(config: Config, resume: bool, ranks: Ranks) -> Run:
     return Run(config.out)
 
 
-def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, resume: bool) -> Iterator[JobEvent]:
-    going_on = resume and run.config_file.exists()
+def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on: bool) -> Iterator[JobEvent]:
     if going_on:
         check_resumable(run, config)
+        if _is_finished(run, config):
+            yield Said("resume", "this run is finished already: nothing to do")
+            yield Finished(run)
+            return
     elif ranks.main:
         Run.create(run.path)  # fails here, before any work, where it cannot be written
     goal = objective(config.loss_name, config.loss_parameters)
     assert config.model is not None
     renderer = open_renderer(config.model, template=config.template, max_length=config.batch.max_length, usual=1024)
     data = read_data(config, renderer, goal)
+    if going_on:
+        check_same_data(run, data)
     yield from data.notes
     trees = [*data.train.trees, *(data.held_out.trees if data.held_out else [])]
     policy, precision = load_policy(config, renderer, trees, device)
@@ -110,17 +143,11 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, resume: b
         _write_start(run, config, data, ranks, device)
     reference = None
     if goal.needs_reference:
-        for event in score_reference(config, policy, precision, trees, ranks):
+        for event in score_reference(config, policy, precision, trees, ranks, renderer.tokenizer):
             if isinstance(event, Reference):
                 reference = event
             else:
                 yield event
-    resume_from = None
-    if going_on:
-        resume_from, problems = checkpoint.newest(run.checkpoints)
-        yield from (Said("warning", p) for p in problems)
-        check_same_data(run, resume_from.state.get("data") if resume_from else None, data)
-        yield Said("resume", f"going on after step {resume_from.step}" if resume_from else "no checkpoint yet: starting anew")
     work = Work(
         config=config,
         run=run,
@@ -131,50 +158,58 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, resume: b
         reference=reference.store if reference else None,
         starts_as_reference=reference is not None and reference.is_start,
         ranks=ranks,
-        resume_from=resume_from,
-        state={"data": data.digest()},
+        state={"reference": reference.store.folder.name if reference else None},
     )
-    first = resume_from.step if resume_from else 0
-    yield Started(run, first, work.plan.n_steps)
-    if resume_from and resume_from.state["finished"] and run.model.exists():
-        yield Said("resume", "this run is finished already: nothing to do")
-        yield Finished(run)
-        return
-    if ranks.main:
-        run.rewind_metrics(first)
-        if not resume_from:
-            yield from _samples(run, config, policy, renderer, data.samples, "before")
-    if not (resume_from and resume_from.state["finished"]):
-        yield from _logged(run, ranks, training(work))
-    else:
-        checkpoint.load_weights(resume_from.folder / "weights.safetensors", policy)
+    if going_on:
+        yield from _go_on(work)
+    yield from _trained(work, renderer, data)
     yield from _finish(work, renderer, data)
 
 
-def _logged(run: Run, ranks: Ranks, events: Iterator[Any]) -> Iterator[Any]:
-    for event in events:
-        if ranks.main and isinstance(event, Step):
-            run.log_metrics({"step": event.index, "split": "train", **event.metrics})
-        if ranks.main and isinstance(event, Evaluated):
-            run.log_metrics({"step": event.step, "split": "eval", **event.metrics})
-        yield event
+def _is_finished(run: Run, config: Config) -> bool:
+    """Whether all that a run leaves is there: model/ is what it writes last."""
+    return run.model.is_dir() and (run.merged.is_dir() or not config.lora.merge)
+
+
+def _go_on(work: Work) -> Iterator[JobEvent]:
+    """Puts the newest whole checkpoint into `work`, if there is one."""
+    found, problems = checkpoint.newest(work.run.checkpoints)
+    yield from (Said("warning", p) for p in problems)
+    if found is None:
+        yield Said("resume", "no checkpoint yet: starting anew")
+        return
+    check_same_reference(work.run, found.state["reference"], work.state["reference"])
+    work.resume_from = found
+    yield Said("resume", f"going on after step {found.step}")
+
+
+def _trained(work: Work, renderer: Renderer, data: Data) -> Iterator[JobEvent]:
+    """The loop, from the start or a checkpoint; a run that was stopped after its last step only gets its weights back."""
+    run, found = work.run, work.resume_from
+    yield Started(run, found.step if found else 0, work.plan.n_steps)
+    if found and found.state["finished"]:
+        checkpoint.load_weights(found.folder / "weights.safetensors", work.policy)
+        return
+    if work.ranks.main:
+        run.rewind_metrics(found.step if found else 0)
+        if not found:
+            yield from _samples(run, work.config, work.policy, renderer, data.samples, "before")
+    yield from training(work)
 
 
 def _finish(work: Work, renderer: Renderer, data: Data) -> Iterator[JobEvent]:
+    """The result on disk: samples, the merged model where it is asked for, and model/ last."""
     run, config = work.run, work.config
-    if not work.ranks.main:
-        work.ranks.barrier()
-        yield Finished(run)
-        return
-    best = run.best / "weights.safetensors"
-    if config.eval.keep == "best" and best.exists():
-        checkpoint.load_weights(best, work.policy)
-        yield Said("model", f"model/ holds the weights that were best by {config.eval.metric} on held-out examples")
-    template = renderer.chat_template if config.template is not None else None
-    save_model(work.policy.model, renderer.tokenizer, run.model, chat_template=template)
-    if config.lora.merge:
-        save_model(work.policy.model, renderer.tokenizer, run.merged, chat_template=template, merge=True)
-    yield from _samples(run, config, work.policy, renderer, data.samples, "after")
+    if work.ranks.main:
+        best = run.best / "weights.safetensors"
+        if config.eval.keep == "best" and best.exists():
+            checkpoint.load_weights(best, work.policy)
+            yield Said("model", f"model/ holds the weights that were best by {config.eval.metric} on held-out examples")
+        yield from _samples(run, config, work.policy, renderer, data.samples, "after")
+        template = renderer.chat_template if config.template is not None else None
+        if config.lora.merge:
+            save_model(work.policy.model, renderer.tokenizer, run.merged, chat_template=template, merge=True)
+        save_model(work.policy.model, renderer.tokenizer, run.model, chat_template=template)
     work.ranks.barrier()
     yield Finished(run)
 
@@ -191,23 +226,16 @@ def _samples(run: Run, config: Config, policy: Any, renderer: Any, examples: lis
         yield Said("warning", f"no samples {when} training: {error}")
         return
     rows = [
-        {"when": when, "id": e.id, "prompt": shown(e.prompt), "response": renderer.decode(r[0].ids), "ended": r[0].ended}
+        {"when": when, "id": e.id, "prompt": plain(e.prompt), "response": renderer.decode(r[0].ids), "ended": r[0].ended}
         for e, r in zip(examples, replies, strict=True)
     ]
     kept = [row for row in run.samples() if row["when"] != when]
     write_atomic(run.samples_file, "".join(json_line(row) for row in kept + rows))
 
 
-def shown(prompt: Prompt) -> str | list[dict[str, str]]:
-    """A prompt as JSON: text, or messages as objects."""
-    return prompt if isinstance(prompt, str) else [{"role": m.role, "content": m.content} for m in prompt]
-
-
 def _write_start(run: Run, config: Config, data: Data, ranks: Ranks, device: torch.device) -> None:
     run.write_json(run.data_file, data.counts)
     run.write_json(run.env_file, environment(ranks, device))
-    for note in data.notes:
-        run.log_event(note.kind, note.message)
     write_atomic(run.config_file, config.to_yaml())  # last: from here on the folder is a run
 
 

@@ -21,7 +21,7 @@ from preftune.data.template import Renderer, build_trees
 from preftune.data.types import Example, Tree
 from preftune.engine.policy import Policy
 from preftune.engine.reference import ReferenceStore, default_cache, fill, missing, response_key
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, ModelError, nearest
 from preftune.model.device import Precision, precision_of
 from preftune.model.load import (
     check_vocabulary,
@@ -32,7 +32,7 @@ from preftune.model.load import (
 from preftune.model.lora import add_lora
 from preftune.run import Run
 from preftune.training.dist import Ranks
-from preftune.training.step import Material, Objective, material
+from preftune.training.step import Material, Objective, material, metric_names
 
 
 class Said(NamedTuple):
@@ -61,9 +61,9 @@ class Data:
     counts: dict[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """Names the exact tokens of the training set and their order: a resumed run must find the same."""
+        """Names the exact tokens of all examples and their order: a resumed run must find the same."""
         digest = hashlib.blake2b(digest_size=16)
-        for tree in self.train.trees:
+        for tree in [*self.train.trees, *(self.held_out.trees if self.held_out else [])]:
             for branch in tree.branches:
                 digest.update(response_key(tree.prompt, branch))
         return digest.hexdigest()
@@ -110,8 +110,24 @@ def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
         reasons = sorted({reason for _, reason in unused})
         notes.append(Said("warning", f"{len(unused)} examples are not used by {objective.name}: {'; '.join(reasons)}"))
     data = Data(train_material, held_out_material, list(held_out or train)[: config.samples.n], notes)
-    data.counts = _counts(datasets, data, renderer, unused)
+    _check_evaluation(config, objective, data)
+    data.counts = _counts(datasets, data, renderer, unused) | {"digest": data.digest()}
     return data
+
+
+def _check_evaluation(config: Config, objective: Objective, data: Data) -> None:
+    """Raises ConfigError for a metric that the objective does not have, or for a choice that nothing could be measured for."""
+    known = metric_names(objective.record)
+    if config.eval.metric not in known:
+        raise ConfigError(
+            f"eval.metric: {config.eval.metric!r} is not measured by {objective.name}; {nearest(config.eval.metric, known)}"
+        )
+    for name, asked in (("patience", config.eval.patience is not None), ("keep=best", config.eval.keep == "best")):
+        if asked and (data.held_out is None or config.eval.every == 0):
+            raise ConfigError(
+                f"eval.{name}: needs an evaluation on held-out examples, and there is none; "
+                "give eval.data, or eval.fraction and eval.every above 0"
+            )
 
 
 def _counts(datasets: dict[str, Dataset], data: Data, renderer: Renderer, unused: list[tuple[str, str]]) -> dict[str, Any]:
@@ -144,7 +160,8 @@ def load_policy(config: Config, renderer: Renderer, trees: Sequence[Tree], devic
     check_vocabulary(model, renderer.tokenizer, config.model)
     policy = Policy.choose(model, trees, autocast=precision.autocast)
     if config.lora.r:
-        model = add_lora(model, config.lora, base=str(config.model), seed=config.seed).to(device)
+        base = str(resolve(config.model).resolve()) if Path(config.model).expanduser().exists() else config.model
+        model = add_lora(model, config.lora, base=base, seed=config.seed).to(device)
         policy = Policy(model, policy.path, autocast=precision.autocast)
     return policy, precision
 
@@ -158,7 +175,7 @@ class Reference:
 
 
 def score_reference(
-    config: Config, policy: Policy, precision: Precision, trees: Sequence[Tree], ranks: Ranks
+    config: Config, policy: Policy, precision: Precision, trees: Sequence[Tree], ranks: Ranks, tokenizer: Any
 ) -> Iterator[Said | Progress | Reference]:
     """Scores what the store lacks, with progress; yields the Reference last. Another `reference` is loaded, used and let go."""
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
@@ -174,6 +191,7 @@ def score_reference(
     if frozen != start:
         assert config.reference is not None
         other = load_model(resolve(config.reference), dtype=precision.weights)
+        check_vocabulary(other, tokenizer, f"reference={config.reference}")
         model = Policy.choose(other.to(next(policy.parameters()).device), trees, autocast=precision.autocast)
     with policy.adapter_off() if config.lora.r else nullcontext():
         for done in fill(store, model, mine, budget=4 * config.batch.tokens_per_microbatch):
@@ -198,11 +216,18 @@ def check_resumable(run: Run, config: Config) -> None:
         )
 
 
-def check_same_data(run: Run, stored: str | None, data: Data) -> None:
-    """Raises DataError when the training set is not the one that the checkpoint was made with."""
-    if stored is not None and stored != data.digest():
-        raise DataError(
-            f"{run.path}: the training data are not those that this run began with; put them back, or start anew with out="
+def check_same_data(run: Run, data: Data) -> None:
+    """Raises DataError when the examples are not those that the run began with."""
+    if (run.read_json(run.data_file) or {}).get("digest") != data.counts["digest"]:
+        raise DataError(f"{run.path}: the data are not those that this run began with; put them back, or start anew with out=")
+
+
+def check_same_reference(run: Run, before: str | None, now: str | None) -> None:
+    """Raises ModelError when the frozen reference is not the one that the checkpoint was made with."""
+    if before != now:
+        raise ModelError(
+            f"{run.path}: the weights of the model or its reference are not those that this run began with; put them back, "
+            "or start anew with out="
         )
 
 

@@ -117,7 +117,7 @@ def record_of(
 
 
 class Micro(NamedTuple):
-    """One micro-batch, its reference log-probs where the objective asks for them, and its weight (0: it keeps ranks in step)."""
+    """A micro-batch, its reference log-probs where the objective asks for them, its weight (0: it only keeps ranks in step)."""
 
     batch: Batch
     ref_logps: Float[Tensor, "S"] | None
@@ -174,6 +174,11 @@ def measure(
         sums |= _pair_metrics(record, beta)
         sums["kl"] = _kl(micro, logps)
     return sums
+
+
+def metric_names(record: type[Tokens] | type[RefPairs]) -> list[str]:
+    """Names of what `measure` gives for an objective of this record."""
+    return ["loss"] if record is Tokens else ["loss", "kl", *_pair_metrics(RefPairs(*[torch.zeros(1)] * 6), 1.0)]
 
 
 def _pair_metrics(pairs: RefPairs, beta: float) -> Sums:
