@@ -11,20 +11,17 @@ once in a million tokens in float32, far more often in bfloat16.
 
 Decoding is a loop of our own over the model's forward. Each prompt is read once and its cache shared by its samples, prompts
 are padded on the left, and rows that are finished leave the batch. Whether an architecture computes the same with padding and
-with a cache is measured (`_measured_reader`), never assumed; one that does not is served without, more slowly.
+with a cache is measured (`engine.decode`), never assumed; one that does not is served without, more slowly.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +29,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from preftune.engine.decode import Reader, context, measured_reader
 from preftune.errors import ConfigError, DataError, ModelError, listing
-
-log = logging.getLogger(__name__)
+from preftune.model.attention import inference_attention
+from preftune.model.lora import plain
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def sample(
     replies: list[list[Reply]] = [[] for _ in prompts]
     n_done = 0
     with _inference(model):
-        reader = _measured_reader(model, prompts, sampling, pad_id)
+        reader = measured_reader(model, prompts, max_tokens=sampling.max_tokens, pad_id=pad_id)
         for batch in _batches(rows, prompts, reader, sampling):
             for row, reply in zip(batch, _decode(reader, prompts, batch, sampling, stop_ids), strict=True):
                 replies[row.prompt] += [reply] * (sampling.n // drawn)
@@ -142,7 +140,7 @@ def stream(
     ids: list[int] = []
     shown = text = ""
     with _inference(model):
-        reader = _measured_reader(model, [prompt_ids], sampling, 0)
+        reader = measured_reader(model, [prompt_ids], max_tokens=sampling.max_tokens, pad_id=0)
         row = _Row(0, _key(sampling.seed, prompt_ids, 0, 0))
         for _, tokens, _ in _steps(reader, [prompt_ids], [row], sampling, stop_ids):
             if int(tokens[0]) in stop_ids:
@@ -158,29 +156,6 @@ def stream(
 
 
 @contextmanager
-def inference_attention(model: nn.Module) -> Iterator[None]:
-    """Inside, the model attends by an implementation that knows padding and caches; afterwards by the one it had.
-
-    A policy may be loaded with an implementation for packed training batches, which cannot decode. Who loads it says what to
-    use instead by the attribute `_preftune_inference_attention`; by default that is "sdpa", or "eager" where the architecture
-    has no SDPA or caps attention logits, which SDPA cannot.
-    """
-    base = _base(model)
-    before = base.config._attn_implementation
-    capped = getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    default = "eager" if capped or not base._supports_sdpa else "sdpa"
-    wanted = getattr(model, "_preftune_inference_attention", None) or default
-    if before == wanted or not base._can_set_attn_implementation():
-        yield
-        return
-    base.set_attn_implementation(wanted)
-    try:
-        yield
-    finally:
-        base.set_attn_implementation(before)
-
-
-@contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and inference attention inside; every module's own training flag afterwards."""
     training = [(module, module.training) for module in model.modules()]
@@ -193,19 +168,8 @@ def _inference(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def _base(model: Any) -> Any:
-    """The Hugging Face model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _context(model: nn.Module) -> int | None:
-    """Most tokens that the model can read, None where its architecture sets no limit."""
-    limit = getattr(_base(model).config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit and limit > 0 else None
-
-
 def _check_prompts(model: nn.Module, prompts: Sequence[NDArray[np.int32]]) -> None:
-    limit, vocabulary = _context(model), int(_base(model).config.get_text_config().vocab_size)
+    limit, vocabulary = context(model), int(plain(model).config.get_text_config().vocab_size)
     problems = []
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
@@ -237,7 +201,7 @@ def _uniforms(key: int, n: int) -> NDArray[np.float64]:
 
 
 def _batches(
-    rows: list[_Row], prompts: Sequence[NDArray[np.int32]], reader: _Reader, sampling: Sampling
+    rows: list[_Row], prompts: Sequence[NDArray[np.int32]], reader: Reader, sampling: Sampling
 ) -> Iterator[list[_Row]]:
     """Neighbouring rows that fit in memory together.
 
@@ -266,7 +230,7 @@ def _batches(
 
 
 def _decode(
-    reader: _Reader, prompts: Sequence[NDArray[np.int32]], batch: list[_Row], sampling: Sampling, stop_ids: Collection[int]
+    reader: Reader, prompts: Sequence[NDArray[np.int32]], batch: list[_Row], sampling: Sampling, stop_ids: Collection[int]
 ) -> list[Reply]:
     """The replies of one batch, in its order."""
     ids = np.zeros((len(batch), sampling.max_tokens), np.int32)
@@ -281,7 +245,7 @@ def _decode(
 
 
 def _steps(
-    reader: _Reader, prompts: Sequence[NDArray[np.int32]], batch: list[_Row], sampling: Sampling, stop_ids: Collection[int]
+    reader: Reader, prompts: Sequence[NDArray[np.int32]], batch: list[_Row], sampling: Sampling, stop_ids: Collection[int]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]]:
     """Per step: the rows of the batch that still go on, their new token, its log-prob."""
     place = {i: n for n, i in enumerate(dict.fromkeys(row.prompt for row in batch))}  # each prompt is read once
@@ -348,125 +312,3 @@ def _truncated(p: Float[Tensor, "row vocab"], sampling: Sampling, *, n_ranked: i
     if n_ranked < p.shape[-1] and bool(flat.any()):
         truncated[flat] = _truncated(p[flat], sampling, n_ranked=p.shape[-1])
     return truncated
-
-
-class _Path(NamedTuple):
-    """How a model is fed."""
-
-    padded: bool  # prompts of unequal length share a batch; else only prompts of equal length do
-    cached: bool  # a step feeds one token a row; else the whole sequence again
-
-
-class _Reader:
-    """Feeds a batch of sequences to a model and gives the logits after the last token of each."""
-
-    def __init__(self, model: nn.Module, path: _Path, pad_id: int) -> None:
-        self.model, self.path, self.pad_id = model, path, pad_id
-        self.base, self.context = _base(model), _context(model)
-        self.cache: Any = None
-        self.device = self.base.get_input_embeddings().weight.device
-        self.accepts = inspect.signature(self.base.forward).parameters
-
-    @torch.inference_mode()
-    def start(self, prompts: Sequence[NDArray[np.int32]]) -> Float[Tensor, "row vocab"]:
-        """Forget what was, and read prompts, one a row."""
-        from transformers import DynamicCache
-
-        self.cache = DynamicCache(config=self.base.config) if self.path.cached else None
-        length = np.array([len(p) for p in prompts])
-        ids = np.full((len(prompts), int(length.max())), self.pad_id, np.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[len(row) - len(prompt) :] = prompt
-        real = torch.from_numpy(np.arange(ids.shape[1]) >= (ids.shape[1] - length)[:, None]).to(self.device)
-        self.ids = torch.from_numpy(ids).to(self.device)  # [row, token] what a forward feeds
-        self.real = None if bool(real.all()) else real.long()  # [row, token so far] 0 where it is padding
-        self.position = (real.cumsum(-1) - 1).clamp(min=0)  # [row, token]
-        return self._forward()
-
-    def keep(self, rows: NDArray[np.int64]) -> Int[Tensor, "row"]:
-        """From now on hold these rows, repeated or left out as wanted; returns them as an index."""
-        index = torch.from_numpy(rows).to(self.device)
-        if self.cache is not None:
-            self.cache.reorder_cache(index)  # the one selection of rows that every kind of cache layer has
-        self.ids, self.position = self.ids[index], self.position[index]
-        self.real = None if self.real is None else self.real[index]
-        return index
-
-    @torch.inference_mode()
-    def step(self, token: Int[Tensor, "row"]) -> Float[Tensor, "row vocab"]:
-        """Append a token to every row."""
-        token = token.to(self.device)[:, None]
-        # A row that is finished but still held may run past the last position: what it computes there is thrown away.
-        position = (self.position[:, -1:] + 1).clamp(max=(self.context or 2**31) - 1)
-        if self.cache is None:
-            self.ids, self.position = torch.cat([self.ids, token], 1), torch.cat([self.position, position], 1)
-        else:
-            self.ids, self.position = token, position
-        if self.real is not None:
-            self.real = torch.cat([self.real, torch.ones_like(token)], 1)
-        return self._forward()
-
-    def _forward(self) -> Float[Tensor, "row vocab"]:
-        arguments: dict[str, Any] = {"input_ids": self.ids, "position_ids": self.position, "use_cache": self.cache is not None}
-        if self.real is not None:
-            arguments["attention_mask"] = self.real
-        if self.cache is not None:  # state-space models call theirs cache_params
-            arguments["cache_params" if "cache_params" in self.accepts else "past_key_values"] = self.cache
-        arguments["logits_to_keep"] = 1
-        # An architecture that takes no positions needs none. One that takes no mask or no cache computes something else without
-        # them, which `_measured_reader` notices.
-        logits: Tensor = self.model(**{name: value for name, value in arguments.items() if name in self.accepts}).logits
-        return logits[:, -1]
-
-
-_EXACT: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], bool]] = WeakKeyDictionary()  # what was measured before
-
-
-def _measured_reader(model: nn.Module, prompts: Sequence[NDArray[np.int32]], sampling: Sampling, pad_id: int) -> _Reader:
-    """The fastest reader that computes what a plain forward of each sequence alone does; the log says when it is a slow one."""
-    base = _base(model)
-    plain = _Reader(model, _Path(padded=False, cached=False), pad_id)  # exact by definition
-    rope = getattr(base.config.get_text_config(), "rope_parameters", None) or {}
-    trained = rope.get("original_max_position_embeddings")
-    if rope.get("rope_type") == "longrope" and trained and max(map(len, prompts)) + sampling.max_tokens > trained:
-        log.warning("replies are sampled without a cache: past %d tokens this model changes all its rotations", trained)
-        return plain
-    exact = _EXACT.setdefault(model, {})
-    for path in (_Path(padded=True, cached=True), _Path(padded=False, cached=True)):
-        reader = _Reader(model, path, pad_id)
-        case = (path, base.config._attn_implementation, next(model.parameters()).dtype)
-        if case not in exact:
-            why_not = _inexact(reader, plain, prompts[0])
-            exact[case] = not why_not
-            if why_not:
-                log.warning("%s is sampled more slowly, not with %s: %s", type(base).__name__, path, why_not)
-        if exact[case]:
-            return reader
-    return plain
-
-
-def _inexact(reader: _Reader, plain: _Reader, prompt: NDArray[np.int32]) -> str:
-    """Why `reader` does not compute what `plain` does, "" where it does: measured on two short sequences, a few steps.
-
-    The measure is the mean of |Δ log-prob| over the next token, in nats. What is the same mathematics differs by rounding.
-    Sequences this short do not reach beyond a sliding window: that those are exact is for the tests to show.
-    """
-    n_steps = 3
-    longest = max(1, min(12, (reader.context or 2**31) - n_steps))
-    short = max(1, longest - 5) if reader.path.padded else longest
-    rows = [np.resize(prompt, longest + n_steps), np.resize(prompt[::-1], short + n_steps)]
-    try:
-        fed = [reader.start([row[:-n_steps] for row in rows[::-1]])]
-        fed[0] = fed[0][reader.keep(np.array([1, 0]))]  # the cache has to follow its rows too
-        for t in range(-n_steps, 0):
-            fed.append(reader.step(torch.tensor([int(row[t]) for row in rows])))
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as refusal:
-        return f"its code refuses ({type(refusal).__name__}: {refusal})"  # what other people's code raises is theirs to choose
-    worst = 0.0
-    for n, ids in enumerate(rows):
-        for t, logits in enumerate(fed):
-            expected = plain.start([ids[: len(ids) - n_steps + t]])[0].double().cpu().log_softmax(-1)
-            difference = (logits[n].double().cpu().log_softmax(-1) - expected).abs()
-            worst = max(worst, float((expected.exp() * difference).sum()))
-    bound = 1e-4 if next(reader.model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
-    return "" if worst <= bound else f"log-probs differ by {worst:.2g} nats, which rounding (up to {bound}) does not explain"
