@@ -51,7 +51,9 @@ class Forest:
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
         self._dense: dict[int | None, Tensor] = {}
 
-    def branch_mask(self, n_before: int, n: int, window: int | None, device: torch.device) -> Bool[Tensor, "{n} {n_before}+{n}"]:
+    def branch_mask(
+        self, n_before: int, n: int, window: int | None, device: torch.device
+    ) -> Bool[Tensor, "{n} {n_before}+{n}"]:
         """True where query i (at position n_before + i) sees key j (at position j)."""
         key = (n_before, n, window)
         if key not in self._masks:

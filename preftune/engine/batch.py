@@ -45,7 +45,6 @@ class Batch:
     spans:      the trees of a forest, in order; empty in the padded layout.
     mask:       True where a token is real; None in a forest, where every token is.
     last:       flat index of each response's last token that was read (the prompt's last for an empty branch).
-    examples:   index in the data set of each tree, in order; `first_response[e]` is the first response of tree e.
     """
 
     tokens: Int[Tensor, "N T"]
@@ -99,6 +98,42 @@ def pack(trees: Sequence[Tree], *, layout: Layout = "forest", read_last: bool = 
         mask=None if rows.mask is None else torch.from_numpy(rows.mask),
         spans=tuple(TreeSpan(len(t.prompt), tuple(r)) for t, r in zip(trees, reads, strict=True)) if layout == "forest" else (),
         n_responses=response,
+    )
+
+
+def alone(batch: Batch, response: int) -> Batch:
+    """One response after its prompt, by itself and unpadded, in the layout of `batch`."""
+    if batch.mask is None:
+        tree, k, first = 0, response, 0
+        while k >= len(batch.spans[tree].branches):
+            k -= len(batch.spans[tree].branches)
+            first += batch.spans[tree].prompt + sum(batch.spans[tree].branches)
+            tree += 1
+        span = batch.spans[tree]
+        n_prompt, n = span.prompt, span.branches[k]
+        start = first + n_prompt + sum(span.branches[:k])
+        at = torch.cat([torch.arange(first, first + n_prompt), torch.arange(start, start + n)]).to(batch.tokens.device)
+    else:
+        width = batch.tokens.shape[1]
+        n_prompt = int((batch.branch[response] == 0)[batch.mask[response]].sum())
+        n = int(batch.mask[response].sum()) - n_prompt
+        at = torch.arange(response * width, response * width + n_prompt + n, device=batch.tokens.device)
+    mine = batch.owner == response
+    tokens = batch.tokens.flatten()[at][None]
+    return Batch(
+        tokens=tokens,
+        position=torch.arange(len(at), device=at.device)[None],
+        tree=torch.zeros_like(tokens),
+        branch=(torch.arange(len(at), device=at.device) >= n_prompt).long()[None],
+        source=batch.position.flatten()[batch.source[mine]],  # a position is the index into prompt + response
+        target=batch.target[mine],
+        owner=torch.zeros_like(batch.owner[mine]),
+        last=batch.position.flatten()[batch.last[response]][None],
+        pairs=batch.pairs[:0],
+        n_scored=batch.n_scored[response][None],
+        mask=None if batch.mask is None else torch.ones_like(tokens, dtype=torch.bool),
+        spans=(TreeSpan(n_prompt, (n,)),) if batch.mask is None else (),
+        n_responses=1,
     )
 
 

@@ -3,29 +3,32 @@
     policy = Policy.choose(model, trees)          # measures which path is exact for this model, and says why
     logps = policy(batch)                         # [S] nats, one per scored token, differentiable
 
-Three paths, the fastest exact one is taken:
+Four paths, the fastest exact one is taken:
 
     forest + own head      the prompt once, no padding, logits only where something is scored, never held whole
     rows + own head        padded rows for a model whose layers the forest does not model
-    rows + model's head    the model's own forward, logits and all: the definition
+    rows + model's head    the model's own forward on padded rows, logits and all
+    alone + model's head   the same, each prompt + response by itself: the definition
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from preftune.data.types import Tree
+from preftune.data.types import Branch, Tree
 from preftune.engine.attention import FOREST, Forest, Unmodelled, register
-from preftune.engine.batch import Batch, Layout, pack
+from preftune.engine.batch import Batch, Layout, alone, pack
 from preftune.engine.head import HeadShape, token_logps
 from preftune.errors import ModelError
+from preftune.model.attention import own_attention
 from preftune.model.lora import plain
 
 
@@ -36,6 +39,7 @@ class Path:
     layout: Layout
     head: Literal["own", "model"]
     why: str = ""
+    alone: bool = False  # one response at a time
 
 
 class Policy(nn.Module):
@@ -44,16 +48,29 @@ class Policy(nn.Module):
     def __init__(self, model: Any, path: Path, *, autocast: torch.dtype | None = None) -> None:
         """`autocast` is the dtype of matrix products in the forward pass (weights keep theirs); None for none."""
         super().__init__()
+        self.training = bool(model.training)
         self.model = model
+        if path.head == "own" and hasattr(plain(model).get_output_embeddings(), "base_layer"):
+            path = Path("rows", "model", f"the model's own forward on padded rows: its head carries an adapter; {path.why}")
         self.path = path
         self.autocast = autocast
         self.head_shape = head_shape(plain(model).config)
         register()
-        inference = getattr(model, "_preftune_inference_attention", "sdpa")
-        plain(model).set_attn_implementation(FOREST if path.layout == "forest" else inference)
+        wanted = FOREST if path.layout == "forest" else own_attention(model)
+        if wanted != plain(model).config._attn_implementation:
+            plain(model).set_attn_implementation(wanted)
+        self._longest_together = _longest_together(plain(model).config)
 
     def forward(self, batch: Batch) -> Float[Tensor, "S"]:
         """Log-probability in nats of every scored token of the batch, in the batch's order."""
+        if self.path.alone or self._rotations_differ(batch):
+            return torch.cat([self._logps(alone(batch, response)) for response in range(batch.n_responses)])
+        return self._logps(batch)
+
+    def _rotations_differ(self, batch: Batch) -> bool:
+        return self._longest_together is not None and int(batch.position.max()) >= self._longest_together
+
+    def _logps(self, batch: Batch) -> Float[Tensor, "S"]:
         device = next(self.parameters()).device
         with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
             if self.path.head == "model":
@@ -94,38 +111,39 @@ class Policy(nn.Module):
         Raises ModelError when even padded rows do not give finite log-probs.
         """
         probe = _probe(trees)
-        definition = cls(model, Path("rows", "model"), autocast=autocast)
-        expected = _score(definition, probe)
+        # what is measured is the architecture, so without the rounding of an autocast
+        expected = _score(cls(model, _DEFINITION), probe)
         if not bool(torch.isfinite(expected).all()):
             raise ModelError(
                 "the model gives log-probs that are not finite: its weights are broken, or the precision is too low"
             )
-        reasons = []
-        layouts: tuple[Layout, ...] = ("forest", "rows")
-        for layout in layouts:
+        reasons: list[str] = []
+        allowed = tolerance(expected, next(model.parameters()).dtype)
+        for path in (Path("forest", "own"), Path("rows", "own"), Path("rows", "model")):
+            name = f"{path.layout} with {'our' if path.head == 'own' else 'its'} head"
             try:
-                policy = cls(model, Path(layout, "own"), autocast=autocast)
-                off = float((_score(policy, probe) - expected).abs().max())
+                off = float((_score(cls(model, path), probe) - expected).abs().max())
             except _CANNOT as error:
-                reasons.append(f"{layout}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                reasons.append(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 continue
-            if off <= tolerance(expected):
-                why = f"{layout} path, largest difference from the model's own forward {off:.1e} nats per token"
-                return cls(model, Path(layout, "own", "; ".join([why, *reasons])), autocast=autocast)
-            reasons.append(f"{layout}: log-probs differ by {off:.1e} nats")
-        return cls(
-            model, Path("rows", "model", "; ".join(["the model's own forward on padded rows", *reasons])), autocast=autocast
-        )
+            if off <= allowed:
+                why = f"{name}, largest difference from the model's own forward {off:.1e} nats per token"
+                return cls(model, replace(path, why="; ".join([why, *reasons])), autocast=autocast)
+            reasons.append(f"{name}: log-probs differ by {off:.1e} nats")
+        why = "; ".join(["one response at a time, by the model's own forward", *reasons])
+        return cls(model, replace(_DEFINITION, why=why), autocast=autocast)
 
 
+_DEFINITION = Path("rows", "model", alone=True)
 _CANNOT = (Unmodelled, TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError)
 
 
-def tolerance(logps: Float[Tensor, "S"]) -> float:
-    """Largest difference per token that rounding explains, in nats: of float64, float32, or of a bf16 forward pass."""
-    if logps.dtype == torch.float64:
+def tolerance(logps: Float[Tensor, "S"], computed_in: torch.dtype) -> float:
+    """Largest difference per token that rounding explains where matrix products are in `computed_in`, in nats."""
+    if computed_in == torch.float64:
         return 1e-9
-    return 1e-3 * max(1.0, float(logps.abs().max()) / 20)
+    bound = 1e-3 if computed_in == torch.float32 else 0.3
+    return bound * max(1.0, float(logps.abs().max()) / 20 if len(logps) else 0.0)
 
 
 def head_shape(config: Any) -> HeadShape:
@@ -144,10 +162,41 @@ def response_sums(logps: Float[Tensor, "S"], owner: Int[Tensor, "S"], n_response
     return logps.new_zeros(n_responses).index_add(0, owner, logps)
 
 
+def _longest_together(config: Any) -> int | None:
+    """Longest sequence, in tokens, up to which a model's rotations do not depend on what else is in the batch; None: any.
+
+    LongRoPE has two sets of rotations and picks one by the longest sequence of a forward pass (transformers'
+    `dynamic_rope_update`), so beyond this length responses are scored one by one. A dynamic RoPE changes only beyond the
+    model's context, which no example exceeds.
+    """
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    found = [r.get("original_max_position_embeddings") for r in _dicts(rope) if r.get("rope_type") == "longrope"]
+    return min((int(n) for n in found if n), default=None)
+
+
+def _dicts(nested: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A configuration's rotations: one set, or one per kind of layer."""
+    yield nested
+    for value in nested.values():
+        if isinstance(value, dict):
+            yield value
+
+
 def _probe(trees: Sequence[Tree]) -> list[Tree]:
-    """The longest two trees (they exercise windows and positions) and the shortest, of the first 1000."""
-    ordered = sorted(trees[:1000], key=lambda t: t.n_tokens)
-    return [ordered[0], *ordered[1:][-2:]]
+    """The shortest tree, the two with the longest sequences (they exercise windows and positions), and one of two branches.
+
+    The last is the shortest turned round: also where all the data is one example, or has one response each, what leaks from a
+    tree or a branch into the next shows.
+    """
+
+    def length(tree: Tree) -> int:
+        return len(tree.prompt) + max(len(b.ids) for b in tree.branches)
+
+    shortest = min(trees, key=length)
+    ids, scored = shortest.branches[0]
+    turned = Tree("", shortest.prompt[::-1], (Branch(ids[::-1], scored[::-1]), Branch(ids, scored)))
+    return [shortest, *heapq.nlargest(2, trees, key=length), turned]
 
 
 def _score(policy: Policy, trees: Sequence[Tree]) -> Float[Tensor, "S"]:

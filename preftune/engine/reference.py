@@ -173,7 +173,7 @@ def verify(store: ReferenceStore, reference: Policy, known: Sequence[Tree], *, n
             if not len(stored):
                 continue
             off = float(np.abs(stored - logp).max())
-            allowed = tolerance(torch.from_numpy(logp)) * (300 if reference.autocast else 1)
+            allowed = tolerance(torch.from_numpy(logp), reference.autocast or next(reference.parameters()).dtype)
             if not off <= allowed:
                 raise TrainingError(
                     f"{store.folder}: the stored log-probs of example {tree.id}, response {k}, differ by {off:.3g} nats "
