@@ -18,6 +18,7 @@ import torch
 
 from preftune.data.template import Renderer
 from preftune.errors import ConfigError, ModelError
+from preftune.model.lora import quiet_peft
 from preftune.run import Run
 
 
@@ -79,7 +80,8 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
         from peft import PeftModel
 
         base = resolve(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
-        return PeftModel.from_pretrained(load_model(base, dtype=dtype), str(folder)).merge_and_unload()
+        with quiet_peft():
+            return PeftModel.from_pretrained(load_model(base, dtype=dtype), str(folder)).merge_and_unload()
     config = _config(folder)
     _check_weights(folder)
     from transformers import AutoModelForCausalLM

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,16 +34,24 @@ def add_lora(model: Any, lora: Lora, *, base: str, seed: int) -> Any:
         lora_dropout=lora.dropout,
         target_modules=targets,
         task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=base,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
         peft = get_peft_model(model, config, autocast_adapter_dtype=False)
+    peft.peft_config["default"].base_model_name_or_path = base  # PEFT overwrites what is given to LoraConfig
     for parameter in peft.parameters():
         if parameter.requires_grad:  # adapters learn in float32 even over a bf16 base
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     peft._preftune_inference_attention = model._preftune_inference_attention
     return peft
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT asks transformers by a name that is deprecated: its users can do nothing about that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def is_lora(model: Any) -> bool:
