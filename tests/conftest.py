@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from worlds import World
 
 _SCRATCH = tempfile.mkdtemp(prefix="preftune-tests-")  # before any library reads these
 os.environ |= {
@@ -46,6 +50,14 @@ def shared_data() -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A tiny model and data to train it on; read-only, shared by all tests."""
+    from worlds import build
+
+    return build(tmp_path_factory.mktemp("world"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
