@@ -207,6 +207,6 @@ def demo(
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
 ) -> None:
     """The whole story on a small world whose true reward is known: base model, preferences, DPO, and whether it worked."""
-    from preftune.demo.story import tell
+    from preftune.demo.story import FULL, QUICK, tell
 
-    raise SystemExit(tell(out, quick=quick, seed=seed))
+    raise SystemExit(tell(out, size=QUICK if quick else FULL, seed=seed))

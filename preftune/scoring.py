@@ -54,15 +54,7 @@ def score(
     """
     note = on_note or (lambda text: None)
     quiet_transformers()
-    run = Run(Path(model)) if Run(Path(model)).config_file.exists() else None
-    if run is not None:
-        config = run.config()
-        reference = reference or config.reference or config.model
-        beta = beta if beta is not None else config.loss_parameters.get("beta")
-        max_length = max_length or config.batch.max_length
-    beta = 0.1 if beta is None else beta
-    if beta <= 0:
-        raise ConfigError(f"beta: {beta} given, expected a number above 0")
+    reference, beta, max_length = _of_run(model, reference, beta, max_length)
     renderer = open_renderer(model, template=template, max_length=max_length)
     source = read_examples(data, format=format, fields=fields, quarantine=Path(quarantine) if quarantine else None)
     trees = build_trees(source.examples, renderer)
@@ -92,6 +84,22 @@ def score(
                 row["ref_logp_sum"] = _sum(frozen[i][k])
                 row["reward"] = beta * (row["logp_sum"] - row["ref_logp_sum"])
             yield row
+
+
+def _of_run(
+    model: str | Path, reference: str | Path | None, beta: float | None, max_length: int | None
+) -> tuple[str | Path | None, float, int | None]:
+    """What was not given, from the run that `model` may be. Raises ConfigError for a β that is not positive."""
+    run = Run(Path(model))
+    if run.config_file.exists():
+        config = run.config()
+        reference = reference or config.reference or config.model
+        beta = beta if beta is not None else config.loss_parameters.get("beta")
+        max_length = max_length or config.batch.max_length
+    beta = 0.1 if beta is None else beta
+    if beta <= 0:
+        raise ConfigError(f"beta: {beta} given, expected a number above 0")
+    return reference, beta, max_length
 
 
 def _scorer(

@@ -26,6 +26,7 @@ from preftune.data.rows import (
     number_of,
     numbers_of,
     optional,
+    pairs_of,
     prompt_of,
     response_of,
     text_of,
@@ -171,11 +172,12 @@ def prompt_completion_label(row: Row) -> Example:
     return _example(row, prompt, (completion,), labels=(label,))
 
 
-@columns("prompt", "responses", optional=("scores", "ranks"))
+@columns("prompt", "responses", optional=("scores", "ranks", "pairs"))
 def prompt_responses(row: Row) -> Example:
     """`responses` is a list; `scores` (higher is better) or `ranks` (1 is best) make pairs of all that differ.
 
     A pair's margin is the difference of the scores. Ranks are kept as scores with the sign turned, so that higher is better.
+    `pairs` states the preferences instead, each [winner, loser] or [winner, loser, confidence]: what `write_examples` writes.
     """
     listed = cell(row, "responses")
     if not isinstance(listed, (list, tuple)) or not listed:
@@ -189,13 +191,16 @@ def prompt_responses(row: Row) -> Example:
         values = numbers_of(scores, "scores", len(responses))
     elif ranks is not None:
         values = tuple(-r for r in numbers_of(ranks, "ranks", len(responses)))
+    prompt, stated = prompt_of(cell(row, "prompt"), "prompt"), optional(row, "pairs")
+    if stated is not None:
+        return _example(row, prompt, responses, pairs=pairs_of(stated, responses), scores=values)
     found = []
     for i, j in itertools.permutations(range(len(values)), 2):
         if values[i] > values[j]:
             if responses[i] == responses[j]:
                 raise BadRow(f"responses[{i}] and responses[{j}] are identical but do not have the same score")
             found.append(Pair(i, j, margin=values[i] - values[j]))
-    return _example(row, prompt_of(cell(row, "prompt"), "prompt"), responses, pairs=tuple(found), scores=values)
+    return _example(row, prompt, responses, pairs=tuple(found), scores=values)
 
 
 @columns("prompt", "completion")

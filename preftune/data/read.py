@@ -31,7 +31,7 @@ from preftune.files import write_atomic
 from preftune.registry import FORMATS
 
 _SNIFFED = 100  # rows looked at to detect a format
-_JSON_CELLS = ("messages", "conversations", "responses", "scores", "ranks")  # lists, also where a CSV gives text
+_JSON_CELLS = ("messages", "conversations", "responses", "scores", "ranks", "pairs")  # lists, also where a CSV gives text
 _TEXT_CELLS = ("prompt", "chosen", "rejected", "completion")  # text, or messages as JSON
 _PYTHON_LIST = re.compile(r"\[?\s*\{\s*'(role|content|from|value)'\s*:")
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from preftune.data.types import Message, Prompt, Response, Role
+from preftune.data.types import Message, Pair, Prompt, Response, Role
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -108,6 +108,27 @@ def numbers_of(value: object, name: str, n: int) -> tuple[float, ...]:
     if len(value) != n:
         raise BadRow(f"{name} has {len(value)} entries, but there are {n} responses")
     return tuple(number_of(v, f"{name}[{i}]") for i, v in enumerate(value))
+
+
+def pairs_of(value: object, responses: tuple[Response, ...]) -> tuple[Pair, ...]:
+    """Preferences as lists [winner, loser] or [winner, loser, confidence] of indices into `responses`."""
+    if not isinstance(value, (list, tuple)):
+        raise BadRow(f"pairs is {kind(value)}, expected a list of [winner, loser]")
+    found = []
+    for k, pair in enumerate(value):
+        if not isinstance(pair, (list, tuple)) or len(pair) not in (2, 3):
+            raise BadRow(f"pairs[{k}] is {_shown(pair)}, expected [winner, loser] or [winner, loser, confidence]")
+        winner, loser, confidence = (*pair, 1.0)[:3]
+        for at in (winner, loser):
+            if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at < len(responses):
+                raise BadRow(f"pairs[{k}] names response {_shown(at)}, expected a number from 0 to {len(responses) - 1}")
+        if responses[winner] == responses[loser]:
+            raise BadRow(f"responses[{winner}] and responses[{loser}] are identical: there is nothing to prefer")
+        sure = number_of(confidence, f"pairs[{k}][2]")
+        if not 0.5 <= sure <= 1:
+            raise BadRow(f"pairs[{k}][2] is {sure}, expected a confidence from 0.5 (a tie) to 1")
+        found.append(Pair(winner, loser, sure))
+    return tuple(found)
 
 
 def label_of(value: object, name: str) -> bool:

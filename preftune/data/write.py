@@ -1,0 +1,36 @@
+"""Examples out: a JSONL file that reads back as the same examples (format `prompt_responses`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from preftune.data.types import Example, Message
+from preftune.files import json_line, write_atomic
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> int:
+    """Writes the file whole, one example a line, and returns how many. Raises StorageError."""
+    lines = [json_line(row_of(example)) for example in examples]
+    write_atomic(path, "".join(lines))
+    return len(lines)
+
+
+def row_of(example: Example) -> dict[str, Any]:
+    """One example as a row: id, prompt, responses, and the pairs or scores that it has."""
+    row: dict[str, Any] = {
+        "id": example.id,
+        "prompt": plain(example.prompt),
+        "responses": [plain(response) for response in example.responses],
+    }
+    if example.pairs:
+        row["pairs"] = [[p.winner, p.loser, p.confidence] for p in example.pairs]
+    if example.scores:
+        row["scores"] = list(example.scores)
+    return row
+
+
+def plain(content: str | tuple[Message, ...]) -> str | list[dict[str, str]]:
+    """Text as it is, messages as objects: what JSON holds."""
+    return content if isinstance(content, str) else [{"role": m.role, "content": m.content} for m in content]

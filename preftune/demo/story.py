@@ -1,0 +1,355 @@
+"""The demo: a base model is made, preferences are collected, DPO aligns it, and the true reward says whether that worked.
+
+Every stage is the product's own: the same training, sampling, labelling, checking and reporting that a user's data go through.
+Only the world is special: it is small, and its reward is known exactly.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from preftune.api import train
+from preftune.data.check import inspect
+from preftune.data.pairs import preferences
+from preftune.data.template import Renderer
+from preftune.data.types import Example, Judgment
+from preftune.data.write import plain, write_examples
+from preftune.demo.rubric import Grade, grade, plain_text, reward
+from preftune.demo.world import World, build_tokenizer
+from preftune.engine.policy import Path as ScoringPath
+from preftune.engine.policy import Policy
+from preftune.errors import StorageError
+from preftune.evaluate.estimate import Estimate, mean, win_rate
+from preftune.evaluate.kl import KL, kl_on_samples
+from preftune.files import append_lines, make_folder
+from preftune.generate import Reply, Sampling, sample
+from preftune.label.rule import label_by_rule
+from preftune.model.load import load_model, open_renderer, quiet_transformers
+from preftune.report.page import write_report
+from preftune.run import Run
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything the demo makes."""
+
+    demonstrations: int = 6000
+    sft_epochs: int = 3
+    prompts: int = 800
+    replies: int = 4
+    dpo_epochs: int = 2
+    eval_prompts: int = 256
+    max_tokens: int = 72
+
+
+FULL = Size()
+QUICK = Size(demonstrations=4000, prompts=400, eval_prompts=128)
+BETA, LEARNING_RATE = 0.1, 1e-3
+_SHARES = ("right_fix", "apology", "rude", "malformed")
+LABEL_NOISE = 1.0  # temperature of the Bradley-Terry draw, in units of the reward: about one label in ten is wrong
+
+
+class Measured(NamedTuple):
+    """A model on the held-out prompts."""
+
+    replies: list[list[Reply]]
+    texts: list[list[str]]
+    grades: list[list[Grade]]
+    seconds: float
+
+    def rewards(self) -> list[list[float]]:
+        """[prompt][reply] true rewards."""
+        return [[g.reward for g in grades] for grades in self.grades]
+
+    def share(self, name: str) -> Estimate:
+        """How many replies have this property of a Grade."""
+        return mean([[float(getattr(g, name)) for g in grades] for grades in self.grades])
+
+    def length(self) -> Estimate:
+        """Tokens of a reply."""
+        return mean([[float(len(r.ids)) for r in replies] for replies in self.replies])
+
+
+def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
+    """Runs the demo into `out` and prints the story. Returns 0 if alignment worked, 1 if it did not."""
+    started = time.perf_counter()
+    console = Console(highlight=False, soft_wrap=True)
+    _clear(out)
+    quiet_transformers()
+    world = World(seed)
+    say = _Narrator(console)
+
+    say("1  A world is written", f"{size.demonstrations:,} support-desk dialogues of mixed quality, a vocabulary of its own")
+    make_folder(out)
+    base = make_base(world, out / "base", seed=seed)
+    _write_dialogues(out / "demonstrations.jsonl", world.demonstrations(size.demonstrations))
+
+    say("2  A tiny language model imitates them (SFT)", "this will be the reference")
+    sft = train(sft_settings(base, out, size, seed), quiet=True)
+
+    say("3  It answers", f"{size.replies} replies to each of {size.prompts} complaints")
+    collected = collect(sft, world, size, seed)
+
+    say("4  The replies are compared", "by the rubric, with the errors that people make (Bradley-Terry)")
+    judgments = label_by_rule(collected, reward, temperature=LABEL_NOISE, seed=seed, annotator="rule:rubric+noise")
+    console.print(f"   {len(judgments):,} judgments, {_share_right(collected, judgments):.1%} agree with the true reward")
+    data = out / "preferences.jsonl"
+    write_examples(data, [e for e in preferences(collected, judgments) if e.pairs])
+    append_lines(out / "judgments.jsonl", [_judgment_row(j) for j in judgments])
+    console.print("   check: " + "; ".join(inspect(str(data)).as_text().splitlines()[-3:]))
+
+    say("5  DPO", f"beta {BETA}, {size.dpo_epochs} passes over the preferences")
+    dpo = train(dpo_settings(sft, data, out, size, seed), quiet=True)
+
+    say("6  Did it work?", f"{size.eval_prompts} complaints about items that no preference mentioned")
+    unseen = world.prompts(size.eval_prompts, split="eval")
+    before, after = (measure(run, unseen, size, seed + 1) for run in (sft, dpo))
+    told = _Told(out, sft, dpo, unseen, before, after)
+    worked = _verdict(console, told)
+    console.print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Report: {dpo.report_file}")
+    _print_next(console, told)
+    return 0 if worked else 1
+
+
+def make_base(world: World, folder: Path, *, seed: int) -> Path:
+    """An untrained Llama-style model of about 100,000 weights, with the world's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = build_tokenizer(world.vocabulary, folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.1,  # the usual 0.02 is for wide models: 64 wide, attention then learns to copy much later
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def sft_settings(base: Path, out: Path, size: Size, seed: int) -> dict[str, Any]:
+    """Settings of the SFT stage."""
+    return {
+        "model": str(base),
+        "data": str(out / "demonstrations.jsonl"),
+        "out": str(out / "sft"),
+        "seed": seed,
+        "epochs": float(size.sft_epochs),
+        "loss.name": "sft",
+        "optim.lr": 1e-2,
+        "optim.beta2": 0.98,
+        "optim.schedule": "cosine",
+        "batch.pairs_per_step": 32,
+        "eval.fraction": 0.02,
+        "checkpoint.every": 0,
+    }
+
+
+def dpo_settings(sft: Run, data: Path, out: Path, size: Size, seed: int) -> dict[str, Any]:
+    """Settings of the DPO stage."""
+    return {
+        "model": str(sft.model),
+        "data": str(data),
+        "out": str(out / "dpo"),
+        "seed": seed,
+        "epochs": float(size.dpo_epochs),
+        "loss.name": "dpo",
+        "loss.beta": BETA,
+        "optim.lr": LEARNING_RATE,
+        "optim.beta2": 0.95,
+        "optim.schedule": "cosine",
+        "batch.pairs_per_step": 16,
+        "checkpoint.every": 0,
+        "cache": str(out / "cache"),
+    }
+
+
+def collect(run: Run, world: World, size: Size, seed: int) -> list[Example]:
+    """Each train prompt with the model's own replies; empty ones and those about a held-out item are left out, and counted."""
+    prompts = world.prompts(size.prompts, split="train")
+    renderer, replies = _replies(run, prompts, Sampling(n=size.replies, max_tokens=size.max_tokens, seed=seed))
+    examples, n_kept = [], 0
+    for prompt, answers in zip(prompts, replies, strict=True):
+        decoded = [renderer.decode(r.ids) for r in answers]
+        texts = tuple(text for text in decoded if text.strip() and not world.speaks_of_held_out(text))
+        n_kept += len(texts)
+        if len(texts) > 1:
+            examples.append(replace(prompt, responses=texts))
+    n_left_out = size.prompts * size.replies - n_kept
+    print(
+        f"   {n_left_out} of {size.prompts * size.replies} replies are left out: empty, or about an item kept for the evaluation"
+    )
+    return examples
+
+
+def measure(run: Run, prompts: Sequence[Example], size: Size, seed: int) -> Measured:
+    """Replies of a run's model to `prompts`, graded by the true reward."""
+    started = time.perf_counter()
+    renderer, replies = _replies(run, prompts, Sampling(n=size.replies, max_tokens=size.max_tokens, seed=seed))
+    texts = [[renderer.decode(r.ids) for r in answers] for answers in replies]
+    grades = [[grade(e.prompt, text) for text in row] for e, row in zip(prompts, texts, strict=True)]
+    return Measured(replies, texts, grades, time.perf_counter() - started)
+
+
+def divergence(run: Run, reference: Run, prompts: Sequence[Example], replies: list[list[Reply]]) -> KL:
+    """KL of the run's model from the reference's, on the run's own replies."""
+    path = ScoringPath("forest", "own")
+    ids = _prompt_ids(run, prompts)
+    return kl_on_samples(Policy(load_model(run.model), path), Policy(load_model(reference.model), path), ids, replies)
+
+
+def _replies(run: Run, prompts: Sequence[Example], sampling: Sampling) -> tuple[Renderer, list[list[Reply]]]:
+    renderer = open_renderer(run.model)
+    ids = [renderer.prompt_ids(e.prompt) for e in prompts]
+    return renderer, sample(load_model(run.model), ids, sampling, stop_ids=renderer.stop_ids, pad_id=renderer.end_of_turn)
+
+
+def _prompt_ids(run: Run, prompts: Sequence[Example]) -> list[Any]:
+    renderer = open_renderer(run.model)
+    return [renderer.prompt_ids(e.prompt) for e in prompts]
+
+
+class _Told(NamedTuple):
+    """What the demo made, for its last page."""
+
+    out: Path
+    sft: Run
+    dpo: Run
+    prompts: list[Example]
+    before: Measured
+    after: Measured
+
+
+def _verdict(console: Console, told: _Told) -> bool:
+    """Compares the two models, writes evaluation and report, prints both, and says whether alignment worked."""
+    before, after = told.before, told.after
+    kl = divergence(told.dpo, told.sft, told.prompts, after.replies)
+    wins = win_rate(after.rewards(), before.rewards())
+    gain = mean([[sum(a) / len(a) - sum(b) / len(b)] for a, b in zip(after.rewards(), before.rewards(), strict=True)])
+    rows: list[tuple[str, Estimate | None, Estimate]] = [
+        ("true reward", mean(before.rewards()), mean(after.rewards())),
+        *(
+            (name.replace("_", " "), before.share(name), after.share(name))
+            for name in ("right_fix", "apology", "rude", "malformed")
+        ),
+        ("tokens a reply", before.length(), after.length()),
+        ("win rate over SFT", None, wins),
+        ("KL from SFT, nats a reply", None, kl.per_response),
+        ("KL from SFT, nats a token", None, kl.per_token),
+    ]
+    worked = gain.low > 0 and wins.low > 0.5
+    verdict = (
+        f"{'Alignment worked' if worked else 'Alignment did NOT work'}: on unseen items the true reward went from "
+        f"{rows[0][1].value if rows[0][1] else 0:.2f} to {rows[0][2].value:.2f}, a gain of {gain} (95 % CI), and replies beat the "
+        f"SFT model's in {wins.value:.1%} [{wins.low:.1%}, {wins.high:.1%}] of comparisons."
+    )
+    _write_evaluation(told, verdict, worked, rows)
+    write_report(told.dpo)
+    _print_table(console, rows)
+    _print_samples(console, told)
+    console.print(f"\n[bold {'green' if worked else 'red'}]{verdict}[/]")
+    return worked
+
+
+def _write_evaluation(told: _Told, verdict: str, worked: bool, rows: list[tuple[str, Estimate | None, Estimate]]) -> None:
+    table = [
+        {"name": name, "value": new.value, "low": new.low, "high": new.high} | ({"before": old.value} if old else {})
+        for name, old, new in rows
+    ]
+    samples = [
+        {"prompt": plain(e.prompt), "before": b[0], "after": a[0]}
+        for e, b, a in zip(told.prompts[:6], told.before.texts, told.after.texts, strict=False)
+    ]
+    told.dpo.write_json(told.dpo.evaluation_file, {"verdict": verdict, "worked": worked, "rows": table, "samples": samples})
+
+
+def _print_next(console: Console, told: _Told) -> None:
+    data, out = told.out / "preferences.jsonl", told.out
+    console.print("\nWhat to try next")
+    console.print(f'  preftune chat {out}/dpo --prompt "{escape(plain_text(told.prompts[0].prompt))}"')
+    console.print(f"  preftune score --model {out}/dpo --data {data}")
+    console.print(f"  preftune train model={out}/sft/model data={data} loss.beta=0.5 optim.lr=1e-3 out={out}/beta-0.5")
+    console.print("  preftune train model=YOUR_MODEL data=YOUR_PAIRS.jsonl out=runs/mine")
+
+
+def _print_table(console: Console, rows: list[tuple[str, Estimate | None, Estimate]]) -> None:
+    table = Table(title="On complaints about items that no preference mentioned (95 % intervals, clustered by prompt)")
+    for name in ("", "SFT", "after DPO"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, old, new in rows:
+        table.add_row(name, str(old) if old else "", str(new))
+    console.print(table)
+
+
+def _print_samples(console: Console, told: _Told) -> None:
+    for e, b, a in list(zip(told.prompts, told.before.texts, told.after.texts, strict=True))[:3]:
+        console.print(f"\n[bold]customer[/]  {escape(plain_text(e.prompt))}")
+        console.print(f"[dim]before[/]    {escape(b[0])}")
+        console.print(f"[green]after[/]     {escape(a[0])}")
+
+
+def _clear(out: Path) -> None:
+    """Makes room for a new demo, but deletes nothing that is not a former one."""
+    if not out.exists():
+        return
+    if any(out.iterdir()) and not (out / "demonstrations.jsonl").exists():
+        raise StorageError(f"{out}: holds something that is no demo; choose another folder with --out")
+    shutil.rmtree(out)
+
+
+def _write_dialogues(path: Path, examples: Sequence[Example]) -> None:
+    rows = []
+    for e in examples:
+        assert not isinstance(e.prompt, str) and isinstance(e.responses[0], str)
+        rows.append({"messages": [*plain(e.prompt), {"role": "assistant", "content": e.responses[0]}]})
+    append_lines(path, rows)
+
+
+def _judgment_row(judgment: Judgment) -> dict[str, Any]:
+    return {name: getattr(judgment, name) for name in judgment.__slots__}
+
+
+def _share_right(examples: Sequence[Example], judgments: Sequence[Judgment]) -> float:
+    """Of the judgments whose two replies differ in true reward, the share that prefers the better one."""
+    by_id = {e.id: e for e in examples}
+    right = []
+    for j in judgments:
+        e = by_id[j.example]
+        difference = reward(e.prompt, e.responses[j.i]) - reward(e.prompt, e.responses[j.j])
+        if difference and j.verdict in ("i", "j"):
+            right.append((difference > 0) == (j.verdict == "i"))
+    return float(np.mean(right)) if right else 1.0
+
+
+class _Narrator:
+    """Headings with the time that the stage before took."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._since = time.perf_counter()
+
+    def __call__(self, title: str, detail: str) -> None:
+        now = time.perf_counter()
+        if now - self._since > 0.5:
+            self.console.print(f"   [dim]{now - self._since:.0f} s[/]")
+        self._since = now
+        self.console.print(f"\n[bold]{title}[/]  [dim]{detail}[/]")

@@ -1,0 +1,50 @@
+"""KL(policy‖reference) on the policy's own samples, in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.data.types import Branch, Tree
+from preftune.engine.policy import Policy
+from preftune.engine.reference import groups, score
+from preftune.evaluate.estimate import Estimate, mean
+from preftune.generate import Reply
+
+
+class KL(NamedTuple):
+    """The divergence for a whole reply and for one token of it."""
+
+    per_response: Estimate
+    per_token: Estimate
+
+
+def kl_on_samples(
+    policy: Policy,
+    reference: Policy,
+    prompts: Sequence[NDArray[np.int32]],
+    replies: Sequence[Sequence[Reply]],
+    *,
+    budget: int = 8192,
+) -> KL:
+    """Mean over replies y ~ policy of log π(y|x) − log π_ref(y|x).
+
+    The replies must be drawn at temperature 1 without truncation: only then is the mean the KL. Both models score the same
+    tokens by the same path, so that rounding cancels. [prompt][reply]; `budget` is in tokens.
+    """
+    trees = [
+        Tree(str(i), prompt, tuple(Branch(r.ids, np.ones(len(r.ids), np.bool_)) for r in answers))
+        for i, (prompt, answers) in enumerate(zip(prompts, replies, strict=True))
+    ]
+    ratios: list[list[float]] = []
+    per_token: list[list[float]] = []
+    for group in groups(range(len(trees)), [t.n_tokens for t in trees], budget):
+        some = [trees[i] for i in group]
+        for ours, theirs in zip(score(policy, some), score(reference, some), strict=True):
+            sums = [float((a.astype(np.float64) - b).sum()) for a, b in zip(ours, theirs, strict=True)]
+            ratios.append(sums)
+            per_token.append([sum(sums) / max(1, sum(len(a) for a in ours))])
+    return KL(mean(ratios), mean(per_token))

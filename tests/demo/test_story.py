@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preftune.demo.story import Size, tell
+from preftune.errors import StorageError
+from preftune.run import Run
+
+TINY = Size(demonstrations=200, sft_epochs=1, prompts=12, replies=3, dpo_epochs=1, eval_prompts=8, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    out = tmp_path_factory.mktemp("demo") / "a"
+    return out, tell(out, size=TINY, seed=3)
+
+
+def test_every_stage_leaves_its_files(told: tuple[Path, int]) -> None:
+    out, _ = told
+    for stage in ("sft", "dpo"):
+        assert (out / stage / "model" / "model.safetensors").exists()
+    assert len((out / "demonstrations.jsonl").read_text().splitlines()) == TINY.demonstrations
+    assert "<script" not in (out / "dpo" / "report.html").read_text().lower()
+    first = Run(out / "dpo").metrics(split="train")[0]
+    assert first["loss"] == pytest.approx(0.6931472, abs=1e-5)
+
+
+def test_same_seed_same_numbers(told: tuple[Path, int], tmp_path: Path) -> None:
+    tell(tmp_path / "b", size=TINY, seed=3)
+    a, b = (json.loads(Run(p).evaluation_file.read_text()) for p in (told[0] / "dpo", tmp_path / "b" / "dpo"))
+    assert a == b
+
+
+def test_failure_is_said_and_fails(told: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:
+    """A model that learnt for a second cannot have been aligned: the verdict and the exit code say the same as the numbers."""
+    out, code = told
+    evaluation = json.loads(Run(out / "dpo").evaluation_file.read_text())
+    rows = {row["name"]: row for row in evaluation["rows"]}
+    assert (code == 0) == evaluation["worked"]
+    if rows["win rate over SFT"]["low"] <= 0.5:
+        assert code == 1 and "did NOT work" in evaluation["verdict"]
+
+
+def test_nothing_of_somebody_else_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(StorageError, match="no demo"):
+        tell(tmp_path, size=TINY)
+    assert (tmp_path / "thesis.txt").exists()
