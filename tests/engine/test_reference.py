@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path as Folder
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preftune.data.types import Branch, Pair, Tree
+from preftune.engine import reference as module
+from preftune.engine.policy import Path, Policy
+from preftune.engine.reference import (
+    ReferenceStore,
+    default_cache,
+    fill,
+    groups,
+    logps_of,
+    missing,
+    response_key,
+    score,
+    verify,
+)
+from preftune.errors import TrainingError
+from preftune.model.load import identity
+
+TREES = tiny.forest(3, n=7, scored=0.7)
+
+
+class Counting:
+    """A policy that counts its forward passes."""
+
+    def __init__(self, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.policy, self.n = policy, 0
+        forward = policy.forward
+
+        def counted(batch: Any) -> Any:
+            self.n += 1
+            return forward(batch)
+
+        monkeypatch.setattr(policy, "forward", counted)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    return Counting(Policy(tiny.model("llama", dtype=torch.float32), Path("forest", "own")), monkeypatch)
+
+
+def filled(
+    folder: Folder, policy: Policy, trees: Sequence[Tree] = TREES, *, identity: str = "a", budget: int = 40
+) -> ReferenceStore:
+    store = ReferenceStore(folder, identity)
+    assert list(fill(store, policy, trees, budget=budget))[-1:] in ([], [len(missing(ReferenceStore(folder, "none"), trees))])
+    return store
+
+
+def test_what_is_stored_is_what_the_reference_gives(tmp_path: Folder, counting: Counting) -> None:
+    store = filled(tmp_path, counting.policy)
+    for source in (store, ReferenceStore(tmp_path, "a")):
+        assert len(source) == 14 and not missing(source, TREES)
+        got = logps_of(source, TREES, counting.policy.pack(TREES))
+        expected = tiny.textbook(tiny.oracle(counting.policy.model), TREES).detach()
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+        assert got.dtype == torch.float32
+
+
+def test_a_second_fill_scores_nothing_but_its_samples(tmp_path: Folder, counting: Counting) -> None:
+    filled(tmp_path, counting.policy)
+    assert counting.n > 2
+    counting.n = 0
+    again = ReferenceStore(tmp_path, "a")
+    assert list(fill(again, counting.policy, TREES, budget=40)) == []
+    assert counting.n == 1, "one pass that verifies two examples"
+    assert len(list(again.folder.iterdir())) == 1, "and nothing is written"
+
+
+def test_more_data_scores_the_new_alone(tmp_path: Folder, counting: Counting) -> None:
+    filled(tmp_path, counting.policy, TREES[:5])
+    counting.n = 0
+    store = ReferenceStore(tmp_path, "a")
+    assert list(fill(store, counting.policy, TREES, budget=10_000)) == [2]
+    assert counting.n == 2, "one to verify, one to score"
+
+
+@given(st.data())
+def test_the_key_is_the_tokens_and_the_mask(data: st.DataObject) -> None:
+    """Neither id, pairs, labels nor scores; every token, every mask bit, and where the prompt ends."""
+    ids = data.draw(st.lists(st.integers(0, 9), min_size=2, max_size=8))
+    cut = data.draw(st.integers(1, len(ids) - 1))
+    mask = data.draw(st.lists(st.booleans(), min_size=len(ids) - cut, max_size=len(ids) - cut))
+
+    def key(ids: list[int], cut: int, mask: list[bool]) -> bytes:
+        return response_key(np.array(ids[:cut], np.int32), Branch(np.array(ids[cut:], np.int32), np.array(mask, np.bool_)))
+
+    own = key(ids, cut, mask)
+    assert len(own) == 16 and own == key(list(ids), cut, list(mask))
+    i = data.draw(st.integers(0, len(ids) - 1))
+    assert key([*ids[:i], ids[i] + 1, *ids[i + 1 :]], cut, mask) != own
+    j = data.draw(st.integers(0, len(mask) - 1))
+    assert key(ids, cut, [*mask[:j], not mask[j], *mask[j + 1 :]]) != own
+    if cut + 1 < len(ids):
+        assert key(ids, cut + 1, mask[1:]) != own
+
+
+def test_other_pairs_labels_or_ids_find_the_same(tmp_path: Folder, counting: Counting) -> None:
+    filled(tmp_path, counting.policy)
+    renamed = [Tree("other", t.prompt, t.branches[::-1], (Pair(1, 0, 0.7),), (True, False), (1.0, 2.0)) for t in TREES]
+    assert missing(ReferenceStore(tmp_path, "a"), renamed) == []
+
+
+def test_another_reference_is_another_folder(tmp_path: Folder, counting: Counting) -> None:
+    filled(tmp_path, counting.policy)
+    assert missing(ReferenceStore(tmp_path, "b"), TREES) == list(range(len(TREES)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [(torch.bfloat16, "float32"), (torch.float32, "float32"), (torch.float64, "float64")]
+)
+def test_never_below_float32(tmp_path: Folder, dtype: torch.dtype, stored: str) -> None:
+    store = filled(tmp_path, Policy(tiny.model("llama", dtype=dtype), Path("forest", "own")))
+    assert {str(store[response_key(t.prompt, b)].dtype) for t in TREES for b in t.branches} == {stored}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_rounding_is_no_stale_value(tmp_path: Folder, dtype: torch.dtype, autocast: torch.dtype | None) -> None:
+    """Stored and verified in batches of other shapes, in any precision."""
+    policy = Policy(tiny.model("llama", dtype=dtype), Path("forest", "own"), autocast=autocast)
+    filled(tmp_path, policy, budget=10_000)
+    verify(ReferenceStore(tmp_path, "a"), policy, TREES)
+
+
+def test_a_stale_value_is_noticed(tmp_path: Folder, counting: Counting) -> None:
+    filled(tmp_path, counting.policy)
+    with torch.no_grad():
+        counting.policy.model.lm_head.weight[3] += 0.5
+    with pytest.raises(TrainingError, match=r"example t\d, response 0, differ by .* Delete that folder"):
+        list(fill(ReferenceStore(tmp_path, "a"), counting.policy, TREES, budget=40))
+
+
+def test_a_stored_nan_is_noticed(tmp_path: Folder, counting: Counting) -> None:
+    store = ReferenceStore(tmp_path, "a")
+    keys = [response_key(t.prompt, b) for t in TREES for b in t.branches]
+    store.add(keys, [np.full(int(b.scored.sum()), np.nan, np.float32) for t in TREES for b in t.branches])
+    with pytest.raises(TrainingError, match="differ by nan"):
+        verify(store, counting.policy, TREES)
+
+
+def _torn(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "torn": _torn,
+    "empty": lambda data: b"",
+    "not safetensors": lambda data: b"hello" * 100,
+    "a bit of a value": lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+    "longer": lambda data: data + b"\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_shard_is_set_aside_and_scored_again(tmp_path: Folder, counting: Counting, how: str) -> None:
+    store = filled(tmp_path, counting.policy)
+    before = logps_of(store, TREES, counting.policy.pack(TREES))
+    (shard,) = store.folder.glob("*.safetensors")
+    shard.write_bytes(DAMAGE[how](shard.read_bytes()))
+    again = ReferenceStore(tmp_path, "a")
+    assert again.damaged == [shard] and len(again) == 0
+    assert shard.with_suffix(".damaged").exists() and not shard.exists(), "kept for a look, never read"
+    list(fill(again, counting.policy, TREES, budget=40))
+    torch.testing.assert_close(logps_of(again, TREES, counting.policy.pack(TREES)), before, rtol=0, atol=0)
+    assert ReferenceStore(tmp_path, "a").damaged == []
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path: Folder) -> None:
+    store = ReferenceStore(tmp_path, "a")
+    store.add([bytes(16), bytes(range(16))], [np.array([-1.5, -2.0], np.float32), np.array([-0.1], np.float32)])
+    (shard,) = store.folder.glob("*.safetensors")
+    whole = shard.read_bytes()
+    for at in range(len(whole)):
+        for bit in range(8):
+            shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            opened = ReferenceStore(tmp_path, "a")
+            if not opened.damaged:  # a bit that says nothing, such as a blank of the header
+                assert opened[bytes(16)].tolist() == [-1.5, -2.0], (at, bit)
+                assert opened[bytes(range(16))].tolist() == [np.float32(-0.1)]
+
+
+def test_an_interrupted_fill_keeps_its_whole_shards(
+    tmp_path: Folder, counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SHARD_RESPONSES", 4)
+    store = ReferenceStore(tmp_path, "a")
+    for done in fill(store, counting.policy, TREES, budget=1):  # a tree at a time
+        if done == 5:
+            break
+    again = ReferenceStore(tmp_path, "a")
+    assert len(again) == 8, "two shards of two trees each; the fifth tree was not written"
+    counting.n = 0
+    assert list(fill(again, counting.policy, TREES, budget=1)) == [1, 2, 3]
+    assert counting.n == 3 + 1
+    assert missing(ReferenceStore(tmp_path, "a"), TREES) == []
+
+
+def test_budget_and_order(counting: Counting, tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    pack = counting.policy.pack
+    monkeypatch.setattr(counting.policy, "pack", lambda trees: (sizes.append([t.n_tokens for t in trees]), pack(trees))[1])
+    filled(tmp_path, counting.policy, budget=30)
+    assert sum(len(s) for s in sizes) == len(TREES)
+    assert all(sum(s) <= 30 or len(s) == 1 for s in sizes)
+    assert [n for s in sizes for n in s] == sorted((t.n_tokens for t in TREES), reverse=True), "the largest first"
+
+
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 60))
+def test_groups(lengths: list[int], budget: int) -> None:
+    found = list(groups(range(len(lengths)), lengths, budget))
+    assert [i for group in found for i in group] == list(range(len(lengths)))
+    assert all(len(g) == 1 or sum(lengths[i] for i in g) <= budget for g in found)
+
+
+def test_scoring_leaves_the_training_flag_and_no_gradient(counting: Counting) -> None:
+    counting.policy.train()
+    values = score(counting.policy, TREES)
+    assert counting.policy.training
+    assert [[len(v) for v in tree] for tree in values] == [[int(b.scored.sum()) for b in t.branches] for t in TREES]
+
+
+def test_default_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Folder) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "preftune"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Folder.home() / ".cache" / "preftune"
+
+
+# --- identity ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Folder) -> Folder:
+    folder = tmp_path / "base"
+    tiny.model("llama", dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def test_identity_is_that_of_weights_and_configuration(saved: Folder, tmp_path: Folder) -> None:
+    own = identity(saved, "float32")
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(saved, copy)
+    for file in copy.iterdir():
+        os.utime(file, (1, 1))
+    (copy / "README.md").write_text("a note")
+    assert identity(copy, "float32") == own, "neither place nor dates"
+    assert identity(copy, "float32/bfloat16") != own
+    weights = (copy / "model.safetensors").read_bytes()
+    for at in (len(weights) // 2, len(weights) - 1):
+        (copy / "model.safetensors").write_bytes(weights[:at] + bytes([weights[at] ^ 1]) + weights[at + 1 :])
+        assert identity(copy, "float32") != own, "any bit of the weights"
+    (copy / "model.safetensors").write_bytes(weights)
+    assert identity(copy, "float32") == own
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert identity(copy, "float32") != own
+
+
+def test_identity_of_an_adapter_includes_its_base(saved: Folder, tmp_path: Folder) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(saved), "r": 2}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    found = {identity(saved, "x"), identity(adapter, "x")}
+    (adapter / "adapter_model.safetensors").write_bytes(b"weightz")
+    found.add(identity(adapter, "x"))
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(saved), "r": 3}))
+    found.add(identity(adapter, "x"))
+    with (saved / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    found.add(identity(adapter, "x"))
+    assert len(found) == 5
