@@ -6,7 +6,6 @@ Nothing heavy is imported until a verb needs it, so `preftune --help` answers at
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,15 +30,13 @@ def main() -> None:
     """Runs the command line. A user's mistake prints its message and leaves with its exit code; no traceback."""
     try:
         app(standalone_mode=True)
+    except SystemExit as leave:
+        if leave.code == 130:  # Ctrl-C outside the loop of training, which has a message of its own
+            print("preftune: interrupted", file=sys.stderr)
+        raise
     except PreftuneError as error:
         print(f"preftune: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("preftune: interrupted; what was finished is kept. The same command with --resume goes on", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # `preftune config | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
 
 
 def _settings(words: list[str] | None) -> tuple[str | None, list[str]]:

@@ -20,6 +20,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, chat_template: str |
     """
     with storage(folder, "save the model"):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for stale in folder.parent.glob(f".{folder.name}.*"):  # a crash left it
+            shutil.rmtree(stale)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             os.chmod(temporary, 0o755)
