@@ -200,14 +200,18 @@ def _pair_metrics(pairs: RefPairs, beta: float) -> Sums:
 
 
 def _kl(micro: Micro, logps: Float[Tensor, "S"]) -> Float[Tensor, "2"]:
-    """KL(policy‖reference) per response in nats, from responses that neither model need have written.
+    """KL(policy‖reference) per response in nats, estimated on responses that neither model need have written.
 
-    Half the squared log-ratio of each token, summed over the response ("k2", Schulman 2020, "Approximating KL divergence"):
-    never negative, and equal to the KL to second order whichever of the two models wrote the tokens.
+    The KL is the mean over tokens of the reference of ρ log ρ − ρ + 1, ρ = π/π_ref, which no sample survives once π has moved
+    (ρ of e⁶ is common). Taken as drawn from the even mixture of the two models instead (importance weight 2/(1+ρ), the
+    balance heuristic of Veach & Guibas 1995), each token counts 2(ρ log ρ − ρ + 1)/(1+ρ): never negative, equal to the KL to
+    second order whoever wrote the token, and growing like log ρ and no faster. With σ the logistic function of log ρ that is
+    2(σ (log ρ − 2) + 1).
     """
     assert micro.ref_logps is not None
-    half_square = (logps - micro.ref_logps.to(logps.dtype)).double().square().sum() / 2
-    return torch.stack([half_square, half_square.new_tensor(micro.batch.n_responses)])
+    log_ratio = (logps - micro.ref_logps.to(logps.dtype)).double()
+    total = (2 * (torch.sigmoid(log_ratio) * (log_ratio - 2) + 1)).sum().clamp(min=0.0)
+    return torch.stack([total, total.new_tensor(micro.batch.n_responses)])
 
 
 def _sum(values: Tensor) -> Float[Tensor, "2"]:

@@ -198,14 +198,26 @@ def test_evaluation_measures_the_same_without_gradients() -> None:
     policy.eval()
 
 
-def test_kl_is_half_the_squared_log_ratio_of_a_response() -> None:
+def test_kl_is_the_balanced_estimate_of_a_response() -> None:
     policy, reference = policy_of("full")
     dpo = objective("dpo", {"beta": BETA})
     with tiny.Float64():
         got = means(evaluate(policy, [micro("full", range(len(TREES)))], dpo))["kl"]
         logps = tiny.textbook(tiny.oracle(policy.model), TREES).detach()
     flat = torch.cat([x for tree in reference for x in tree])
-    assert got == pytest.approx(float((logps - flat).square().sum() / 2 / sum(len(t.branches) for t in TREES)), abs=1e-10)
+    ratio = (logps - flat).exp()
+    expected = 2 * (ratio * ratio.log() - ratio + 1) / (1 + ratio)
+    assert got == pytest.approx(float(expected.sum()) / sum(len(t.branches) for t in TREES), abs=1e-10)
+
+
+def test_kl_is_exact_over_the_even_mixture() -> None:
+    """Weighted by how often the mixture of both models writes each token of a vocabulary, the estimate is KL(policy‖reference)."""
+    torch.manual_seed(0)
+    policy, reference = (torch.randn(50, dtype=torch.float64).mul(3).log_softmax(0) for _ in range(2))
+    log_ratio = policy - reference
+    token = 2 * (torch.sigmoid(log_ratio) * (log_ratio - 2) + 1)
+    mixture = (policy.exp() + reference.exp()) / 2
+    assert float((mixture * token).sum()) == pytest.approx(float((policy.exp() * log_ratio).sum()), abs=1e-12)
 
 
 def test_an_untrained_policy_scores_one_half() -> None:
