@@ -6,6 +6,7 @@ Nothing heavy is imported until a verb needs it, so `preftune --help` answers at
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +68,8 @@ def train(
     from preftune.api import train as run_training
 
     run = run_training(config, resume=resume, quiet=quiet)
-    print(run.path)
+    if os.environ.get("RANK", "0") == "0":
+        print(run.path)
 
 
 @app.command()
