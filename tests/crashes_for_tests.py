@@ -16,10 +16,12 @@ def killed_at(words: list[str], log: str, moment: str, nth: int) -> None:
     command(words, log)
 
 
-def signalled_at(words: list[str], log: str, moment: str, nth: int, number: int) -> None:
+def signalled_at(
+    words: list[str], log: str, moment: str, nth: int, number: int, environment: dict[str, str] | None = None
+) -> None:
     """`preftune WORDS`, which receives signal `number` just before the `nth` time that `moment` is reached."""
     _at(moment, nth, lambda: os.kill(os.getpid(), number))
-    command(words, log)
+    command(words, log, environment)
 
 
 def _at(moment: str, nth: int, act: Callable[[], None]) -> None:

@@ -217,3 +217,37 @@ TIMINGS = ("tokens_per_second",)
 def timeless(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Metric rows without what differs from day to day."""
     return ({name: value for name, value in row.items() if name not in TIMINGS} for row in rows)
+
+
+MEASURED = (
+    "loss",
+    "grad_norm",
+    "kl",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+EXACT = ("rewards/accuracies", "lengths/chosen", "lengths/rejected", "learning_rate", "epoch", "step", "split")
+
+
+def same_curve(a: Any, b: Any) -> None:
+    """Asserts that two runs are one curve: losses to 1e-5, other measures to what follows from them, counts exactly.
+
+    Final weights are the same within what float32 rounds.
+    """
+    from pytest import approx
+
+    ours, theirs = a.metrics(), b.metrics()
+    assert len(ours) == len(theirs) > 4
+    for mine, yours in zip(ours, theirs, strict=True):
+        assert abs(mine["loss"] - yours["loss"]) <= 1e-5, (mine["step"], mine["split"])
+        for name in set(MEASURED) & set(mine):
+            assert mine[name] == approx(yours[name], rel=2e-4, abs=2e-4), (name, mine["step"])
+        for name in set(EXACT) & set(mine):
+            assert mine[name] == yours[name], (name, mine["step"])
+    left, right = weights(a.model), weights(b.model)
+    assert left.keys() == right.keys()
+    moved = max(float((left[n] - right[n]).abs().max()) for n in left)
+    assert moved < 2e-4, f"weights differ by {moved}"
