@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from preftune.files import storage, sync_folder
-from preftune.model.lora import is_lora
+from preftune.model.lora import is_lora, plain
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, chat_template: str | None = None, merge: bool = False) -> None:
@@ -20,13 +22,13 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, chat_template: str |
     """
     with storage(folder, "save the model"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(f".{folder.name}.*"):  # a crash left it
-            shutil.rmtree(stale)
+        _clear_up(folder)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             os.chmod(temporary, 0o755)
             result = merged(model) if merge and is_lora(model) else model
-            result.save_pretrained(str(temporary))
+            with _any_generation_config(result, temporary):
+                result.save_pretrained(str(temporary))
             if chat_template is not None:
                 tokenizer.chat_template = chat_template
             tokenizer.save_pretrained(str(temporary))
@@ -34,6 +36,32 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, chat_template: str |
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _clear_up(folder: Path) -> None:
+    """Removes what a crash left beside `folder`; where it struck between two renames, the old folder is put back."""
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        if not folder.exists() and (stale / folder.name).is_dir():
+            os.replace(stale / folder.name, folder)
+        shutil.rmtree(stale)
+
+
+@contextmanager
+def _any_generation_config(model: Any, folder: Path) -> Iterator[None]:
+    """Keeps a generation config that contradicts itself, as published models have them: transformers refuses to save it."""
+    base = plain(model)
+    own = base.generation_config
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        base.generation_config = type(own)()
+    try:
+        yield
+    finally:
+        changed, base.generation_config = base.generation_config is not own, own
+    file = folder / "generation_config.json"
+    if changed and file.exists():
+        file.write_text(own.to_json_string())
 
 
 def merged(model: Any) -> Any:
@@ -52,9 +80,15 @@ def replace_folder(new: Path, target: Path) -> None:
     sync_folder(new)
     if target.exists():
         old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-        os.replace(target, old / target.name)
-        os.replace(new, target)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.replace(target, old / target.name)
+            try:
+                os.replace(new, target)
+            except BaseException:
+                os.replace(old / target.name, target)
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(new, target)
     sync_folder(target.parent)

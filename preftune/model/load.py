@@ -21,6 +21,8 @@ from preftune.errors import ConfigError, ModelError
 from preftune.model.lora import quiet_peft
 from preftune.run import Run
 
+log = logging.getLogger(__name__)
+
 
 class Loaded(NamedTuple):
     """A model and the tokenizer that belongs to it."""
@@ -77,21 +79,21 @@ def _snapshot(name: str) -> Path:
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """A causal language model of the folder, all weights in `dtype`, dropout off; an adapter folder is merged into its base."""
     if (folder / "adapter_config.json").exists():
-        from peft import PeftModel
-
-        base = resolve(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
-        with quiet_peft():
-            return PeftModel.from_pretrained(load_model(base, dtype=dtype), str(folder)).merge_and_unload()
+        return _merged_adapter(folder, dtype)
     config = _config(folder)
     _check_weights(folder)
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
             str(folder), config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: the weights could not be loaded: {_first_line(error)}") from None
+    if unused := sorted(report["unexpected_keys"]):
+        log.warning("%s: %d tensors have no place in %s and are not used (first: %s)", folder, len(unused),
+                    type(model).__name__, ", ".join(unused[:3]))  # fmt: skip
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -103,16 +105,53 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     return model
 
 
+def _merged_adapter(folder: Path, dtype: torch.dtype) -> Any:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    if not (folder / "adapter_model.safetensors").exists():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
+        raise ModelError(
+            f"{folder}: adapter_model.safetensors is not in it (found: {found}). "
+            "An adapter as a pickle could run code when it is read"
+        )
+    base = load_model(base_of(folder), dtype=dtype)
+    try:
+        with quiet_peft():
+            return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: the adapter could not be loaded: {_first_line(error)}") from None
+
+
+def base_of(folder: Path) -> Path:
+    """The folder of the model that an adapter belongs to. Raises ModelError."""
+    file = folder / "adapter_config.json"
+    base = _json_object(file).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{file}: base_model_name_or_path is {base!r}; expected the folder or hub id of the base model")
+    return resolve(base)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(written, dict):
+        raise ModelError(f"{file}: is a JSON {type(written).__name__}; expected an object")
+    return written
+
+
 def _config(folder: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    try:
-        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{folder / 'config.json'}: not readable as JSON: {error}") from None
+    written = _json_object(folder / "config.json")
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
+    except StrictDataclassError as error:
+        raise ModelError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
         if "auto_map" in written:
             raise ModelError(
                 f"{folder}: this model wants to run code of its own (auto_map in config.json), which preftune never does. "
@@ -184,7 +223,7 @@ def stop_ids(folder: Path) -> tuple[int, ...]:
 def context_length(folder: Path) -> int | None:
     """Longest sequence that the model's positions cover; None where its configuration states none."""
     if (folder / "adapter_config.json").exists():
-        return context_length(resolve(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]))
+        return context_length(base_of(folder))
     length = getattr(_config(folder).get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
 
@@ -210,8 +249,7 @@ def identity(folder: Path, precision: str) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     if (folder / "adapter_config.json").exists():
-        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        digest.update(identity(resolve(base), precision).encode())
+        digest.update(identity(base_of(folder), precision).encode())
     return digest.hexdigest()
 
 
@@ -228,8 +266,8 @@ def _disable_dropout(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():  # what reaches torch.nn.functional.dropout
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

@@ -20,11 +20,13 @@ def add_lora(model: Any, lora: Lora, *, base: str, seed: int) -> Any:
     does not have.
     """
     from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     targets: str | list[str] = lora.targets
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else list(targets)
-        names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        linear = (torch.nn.Linear, Conv1D)  # the latter is GPT-2's
+        names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, linear)}
         for target in targets:
             if target.rsplit(".", 1)[-1] not in names:
                 raise ConfigError(f"lora.targets: {target!r} is no linear layer of this model; {nearest(target, names)}")
@@ -48,9 +50,10 @@ def add_lora(model: Any, lora: Lora, *, base: str, seed: int) -> Any:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT asks transformers by a name that is deprecated: its users can do nothing about that."""
+    """PEFT asks transformers by a name that is deprecated, and says that it knows GPT-2's layers: neither needs the user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
         yield
 
 
