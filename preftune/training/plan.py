@@ -64,7 +64,7 @@ def cut(examples: NDArray[np.int64], lengths: NDArray[np.int64], *, budget: int,
     into the emptiest micro-batch, so that all cost about the same.
     """
     order = sorted(examples.tolist(), key=lambda i: (-int(lengths[i]), i))
-    total = sum(int(lengths[i]) for i in order)
+    total = sum(min(int(lengths[i]), budget) for i in order)  # an example beyond the budget fills one micro-batch, not several
     n_bins = max(world, -(-total // budget))
     n_bins = -(-n_bins // world) * world
     while True:

@@ -48,3 +48,13 @@ def test_dropout_differs_from_step_to_step_but_not_from_run_to_run(world: World,
         losses.append([row["loss"] for row in preftune.train(settings, quiet=True).metrics()])
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == len(losses[0])
+
+
+def test_an_example_longer_than_the_budget_costs_one_micro_batch() -> None:
+    import numpy as np
+
+    from preftune.training.plan import cut
+
+    lengths = np.array([10_000, 50, 60, 70, 80])
+    assert sorted(cut(np.arange(5), lengths, budget=300)[0]) == [[0], [1, 2, 3, 4]]
+    assert [len(rank) for rank in cut(np.arange(5), lengths, budget=1, world=2)] == [3, 3]
