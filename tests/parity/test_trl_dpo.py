@@ -201,7 +201,7 @@ def dpo_trainer(model: Path, rows: list[Row], folder: Path, case: Case) -> Any:
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    settings = same_settings(folder, accumulate=case.accumulate, n_steps=len(rows) // PER_STEP)
+    settings = same_settings(folder, accumulate=case.accumulate, n_steps=-(-len(rows) // PER_STEP))
     settings |= {"beta": case.beta, "precompute_ref_log_probs": case.precompute}
     adapters = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     peft_config = adapters if case.lora else None
@@ -396,3 +396,19 @@ def test_where_the_two_differ(tmp_path: Path) -> None:
     assert all(second.branches[k].ids[-1] == renderer.end_of_text for k in (0, 1)), "ours cuts the oldest part of the prompt"
     assert len(second.prompt) + max(len(b.ids) for b in second.branches) <= MAX_LENGTH
     assert len(theirs) == 2, "TRL drops a row whose prompt alone is too long, and else cuts the end of the reply"
+
+
+def test_a_step_that_is_not_full(tmp_path: Path) -> None:
+    """The last step of an epoch of 7: the mean over its 3 pairs for us, whatever the split; for TRL it depends on the split."""
+    model, rows = make_model(tmp_path / "base"), generated(7, chat=False)
+    ours = run_ours(model, rows, tmp_path, **{"loss.beta": 0.5, "steps": 2, "batch.tokens_per_microbatch": 100})
+    plan = Plan.of(len(rows), pairs_per_step=PER_STEP, epochs=1.0, steps=2, seed=SEED)
+    ordered = [rows[i] for step in range(2) for i in plan.examples(step)]
+    last = []
+    for accumulate in (1, 2):
+        trainer = dpo_trainer(model, ordered, tmp_path, Case(chat=False, beta=0.5, accumulate=accumulate))
+        trainer.train()
+        last.append([row["loss"] for row in trainer.state.log_history if "loss" in row][1])
+    whole, halves = last
+    assert ours.steps[1].loss == pytest.approx(whole, rel=1e-4)
+    assert halves != pytest.approx(whole, rel=1e-2), "TRL takes the mean of 2 pairs and of 1, then the mean of the two"
