@@ -52,10 +52,10 @@ class Conversation:
         if not text.strip():
             raise DataError("the prompt is empty: there is nothing to answer")
         chatting = self.renderer.chat_template is not None
-        self.messages.append(Message("user", text))
-        prompt = self.renderer.prompt_ids(tuple(self.messages) if chatting else text)
+        asked = Message("user", text)
+        prompt = self.renderer.prompt_ids((*self.messages, asked) if chatting else text)
         pieces = []
         for piece in stream(self.model, prompt, self.sampling, stop_ids=self.renderer.stop_ids, decode=self.renderer.decode):
             pieces.append(piece)
             yield piece
-        self.messages.append(Message("assistant", "".join(pieces)))
+        self.messages += [asked, Message("assistant", "".join(pieces))]  # not one that was broken off

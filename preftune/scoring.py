@@ -9,18 +9,18 @@ r(x, y) = β · (log π(y|x) − log π_ref(y|x)) is the reward that a DPO-train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from preftune.config import Config
 from preftune.data.read import read_examples
 from preftune.data.template import build_trees
 from preftune.data.types import Tree
 from preftune.engine.policy import Policy
-from preftune.engine.reference import groups
-from preftune.engine.reference import score as score_trees
+from preftune.engine.score import score_all
 from preftune.errors import ConfigError
 from preftune.model.device import pick_device, precision_of
 from preftune.model.load import check_vocabulary, load_model, open_renderer, quiet_transformers, resolve
@@ -54,8 +54,11 @@ def score(
     """
     note = on_note or (lambda text: None)
     quiet_transformers()
-    reference, beta, max_length = _of_run(model, reference, beta, max_length)
-    renderer = open_renderer(model, template=template, max_length=max_length)
+    is_run = Run(model).config_file.exists()
+    if is_run:
+        reference, beta, max_length = _of_run(Run(model).config(), reference, beta, max_length)
+    beta = _positive(0.1 if beta is None else beta)
+    renderer = open_renderer(model, template=template, max_length=max_length, usual=1024 if is_run else None)
     source = read_examples(data, format=format, fields=fields, quarantine=Path(quarantine) if quarantine else None)
     trees = build_trees(source.examples, renderer)
     for line in (*source.notes, *renderer.report.lines()):
@@ -67,8 +70,8 @@ def score(
         nonlocal done
         scorer = _scorer(which, renderer.tokenizer, trees, precision, device, note)
         found: list[list[np.ndarray]] = [[] for _ in trees]
-        for group in _by_length(trees, tokens_per_microbatch):
-            for i, logps in zip(group, score_trees(scorer, [trees[i] for i in group]), strict=True):
+        for group, scored in score_all(scorer, trees, budget=tokens_per_microbatch):
+            for i, logps in zip(group, scored, strict=True):
                 found[i] = logps
             done += len(group)
             if on_progress:
@@ -86,20 +89,18 @@ def score(
             yield row
 
 
-def _of_run(
-    model: str | Path, reference: str | Path | None, beta: float | None, max_length: int | None
-) -> tuple[str | Path | None, float, int | None]:
-    """What was not given, from the run that `model` may be. Raises ConfigError for a β that is not positive."""
-    run = Run(Path(model))
-    if run.config_file.exists():
-        config = run.config()
-        reference = reference or config.reference or config.model
-        beta = beta if beta is not None else config.loss_parameters.get("beta")
-        max_length = max_length or config.batch.max_length
-    beta = 0.1 if beta is None else beta
+def _positive(beta: float) -> float:
     if beta <= 0:
         raise ConfigError(f"beta: {beta} given, expected a number above 0")
-    return reference, beta, max_length
+    return beta
+
+
+def _of_run(
+    config: Config, reference: str | Path | None, beta: float | None, max_length: int | None
+) -> tuple[str | Path | None, float | None, int | None]:
+    """What was not given, as the run had it."""
+    beta = config.loss_parameters.get("beta") if beta is None else beta
+    return reference or config.reference or config.model, beta, max_length or config.batch.max_length
 
 
 def _scorer(
@@ -112,11 +113,6 @@ def _scorer(
     policy = Policy.choose(model, trees, autocast=kind.autocast)
     note(f"{folder}: {policy.path.why}")
     return policy
-
-
-def _by_length(trees: list[Tree], budget: int) -> Iterable[list[int]]:
-    order = sorted(range(len(trees)), key=lambda i: -trees[i].n_tokens)
-    return groups(order, [trees[i].n_tokens for i in order], budget)
 
 
 def _sum(logps: np.ndarray) -> float:
