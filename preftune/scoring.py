@@ -20,7 +20,7 @@ from preftune.data.read import read_examples
 from preftune.data.template import build_trees
 from preftune.data.types import Tree
 from preftune.engine.policy import Policy
-from preftune.engine.score import score_all
+from preftune.engine.score import Logps, logps_of_all
 from preftune.errors import ConfigError
 from preftune.model.device import pick_device, precision_of
 from preftune.model.load import check_vocabulary, load_model, open_renderer, quiet_transformers, resolve
@@ -63,23 +63,17 @@ def score(
     trees = build_trees(source.examples, renderer)
     for line in (*source.notes, *renderer.report.lines()):
         note(line)
-    n_passes = 1 if reference is None else 2
-    done = 0
+    total = len(trees) * (1 if reference is None else 2)
 
-    def measured(which: Path) -> list[list[np.ndarray]]:
-        nonlocal done
-        scorer = _scorer(which, renderer.tokenizer, trees, precision, device, note)
-        found: list[list[np.ndarray]] = [[] for _ in trees]
-        for group, scored in score_all(scorer, trees, budget=tokens_per_microbatch):
-            for i, logps in zip(group, scored, strict=True):
-                found[i] = logps
-            done += len(group)
-            if on_progress:
-                on_progress(done, n_passes * len(trees))
-        return found
+    def logps(which: str | Path, done: int) -> list[Logps]:
+        scorer = _scorer(resolve(which), renderer.tokenizer, trees, precision, device, note)
+        count = None if on_progress is None else lambda n: on_progress(done + n, total)
+        return logps_of_all(scorer, trees, tokens_per_microbatch, on_progress=count)
 
-    policy = measured(resolve(model))
-    frozen = None if reference is None else measured(resolve(reference))
+    yield from _rows(trees, logps(model, 0), None if reference is None else logps(reference, len(trees)), beta)
+
+
+def _rows(trees: list[Tree], policy: list[Logps], frozen: list[Logps] | None, beta: float) -> Iterator[Row]:
     for i, tree in enumerate(trees):
         for k in range(len(tree.branches)):
             row: Row = {"id": tree.id, "response": k, "logp_sum": _sum(policy[i][k]), "n_tokens": len(policy[i][k])}
@@ -99,8 +93,10 @@ def _of_run(
     config: Config, reference: str | Path | None, beta: float | None, max_length: int | None
 ) -> tuple[str | Path | None, float | None, int | None]:
     """What was not given, as the run had it."""
-    beta = config.loss_parameters.get("beta") if beta is None else beta
-    return reference or config.reference or config.model, beta, max_length or config.batch.max_length
+    length = max_length or config.batch.max_length
+    if "beta" not in config.loss_parameters:  # SFT and its like have no reference, so their results have no implicit reward
+        return reference, beta, length
+    return reference or config.reference or config.model, config.loss_parameters["beta"] if beta is None else beta, length
 
 
 def _scorer(

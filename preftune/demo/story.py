@@ -195,9 +195,7 @@ def collect(run: Run, world: World, size: Size, seed: int) -> list[Example]:
         if len(texts) > 1:
             examples.append(replace(prompt, responses=texts))
     n_left_out = size.prompts * size.replies - n_kept
-    print(
-        f"   {n_left_out} of {size.prompts * size.replies} replies are left out: empty, or about an item kept for the evaluation"
-    )
+    print(f"   {n_left_out} of {size.prompts * size.replies} replies are left out: empty, or about an item kept for later")
     return examples
 
 
@@ -259,8 +257,8 @@ def _verdict(console: Console, told: _Told) -> bool:
     worked = gain.low > 0 and wins.low > 0.5
     verdict = (
         f"{'Alignment worked' if worked else 'Alignment did NOT work'}: on unseen items the true reward went from "
-        f"{rows[0][1].value if rows[0][1] else 0:.2f} to {rows[0][2].value:.2f}, a gain of {gain} (95 % CI), and replies beat the "
-        f"SFT model's in {wins.value:.1%} [{wins.low:.1%}, {wins.high:.1%}] of comparisons."
+        f"{mean(before.rewards()).value:.2f} to {mean(after.rewards()).value:.2f}, a gain of {gain} (95 % CI), and replies beat "
+        f"the SFT model's in {wins.value:.1%} [{wins.low:.1%}, {wins.high:.1%}] of comparisons."
     )
     _write_evaluation(told, verdict, worked, rows)
     write_report(told.dpo)

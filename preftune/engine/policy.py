@@ -100,6 +100,12 @@ class Policy(nn.Module):
         """Trees in the layout of this policy's path, on its device."""
         return pack(trees, layout=self.path.layout).to(next(self.parameters()).device)
 
+    def tokens_read(self, tree: Tree) -> int:
+        """Tokens that one pass over this tree reads: in a forest the prompt once, in padded rows once a response."""
+        if self.path.layout == "forest":
+            return tree.n_tokens
+        return len(tree.branches) * (len(tree.prompt) + max(len(b.ids) for b in tree.branches))
+
     def adapter_off(self) -> AbstractContextManager[None]:
         """The reference: the same weights without the adapters. Only for a LoRA policy."""
         return self.model.disable_adapter()  # type: ignore[no-any-return]

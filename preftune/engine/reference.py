@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from preftune.data.types import Branch, Tree
 from preftune.engine.batch import Batch
 from preftune.engine.policy import Policy, tolerance
+from preftune.engine.score import score, score_all
 from preftune.errors import TrainingError
 from preftune.files import storage, write_atomic
 
@@ -116,15 +117,14 @@ def fill(store: ReferenceStore, reference: Policy, trees: Sequence[Tree], *, bud
     todo = missing(store, trees)
     todo_set = set(todo)
     verify(store, reference, [t for i, t in enumerate(trees) if i not in todo_set])
-    todo.sort(key=lambda i: -trees[i].n_tokens)
     keys: list[bytes] = []
     values: list[NDArray[np.floating]] = []
     done = 0
-    for group in groups(todo, [trees[i].n_tokens for i in todo], budget):
-        for tree, logps in zip(group, score(reference, [trees[i] for i in group]), strict=True):
-            for branch, logp in zip(trees[tree].branches, logps, strict=True):
-                keys.append(response_key(trees[tree].prompt, branch))
-                values.append(logp)
+    for group, scored in score_all(reference, [trees[i] for i in todo], budget=budget):
+        for i, logps in zip(group, scored, strict=True):
+            tree = trees[todo[i]]
+            keys += [response_key(tree.prompt, branch) for branch in tree.branches]
+            values += logps
         done += len(group)
         if len(keys) >= _SHARD_RESPONSES:
             store.add(keys, values)
@@ -132,34 +132,6 @@ def fill(store: ReferenceStore, reference: Policy, trees: Sequence[Tree], *, bud
         yield done
     if keys:
         store.add(keys, values)
-
-
-def groups(items: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Consecutive items under `budget` tokens; an item longer than the budget stands alone."""
-    group: list[int] = []
-    n = 0
-    for item, length in zip(items, lengths, strict=True):
-        if group and n + length > budget:
-            yield group
-            group, n = [], 0
-        group.append(item)
-        n += length
-    if group:
-        yield group
-
-
-def score(policy: Policy, trees: Sequence[Tree]) -> list[list[NDArray[np.floating]]]:
-    """Per tree and response the log-probs of the scored tokens, in nats, without gradients and without dropout."""
-    was_training = policy.training
-    policy.eval()
-    try:
-        with torch.inference_mode():
-            batch = policy.pack(trees)
-            flat = policy(batch).cpu().numpy()
-    finally:
-        policy.train(was_training)
-    parts = iter(np.split(flat, np.cumsum(batch.n_scored.cpu().numpy())[:-1]))
-    return [[next(parts) for _ in tree.branches] for tree in trees]
 
 
 def verify(store: ReferenceStore, reference: Policy, known: Sequence[Tree], *, n: int = 2) -> None:

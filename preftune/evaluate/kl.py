@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from preftune.data.types import Branch, Tree
 from preftune.engine.policy import Policy
-from preftune.engine.reference import groups, score
+from preftune.engine.score import logps_of_all
 from preftune.evaluate.estimate import Estimate, mean
 from preftune.generate import Reply
 
@@ -41,10 +41,8 @@ def kl_on_samples(
     ]
     ratios: list[list[float]] = []
     per_token: list[list[float]] = []
-    for group in groups(range(len(trees)), [t.n_tokens for t in trees], budget):
-        some = [trees[i] for i in group]
-        for ours, theirs in zip(score(policy, some), score(reference, some), strict=True):
-            sums = [float((a.astype(np.float64) - b).sum()) for a, b in zip(ours, theirs, strict=True)]
-            ratios.append(sums)
-            per_token.append([sum(sums) / max(1, sum(len(a) for a in ours))])
+    for ours, theirs in zip(logps_of_all(policy, trees, budget), logps_of_all(reference, trees, budget), strict=True):
+        sums = [float((a.astype(np.float64) - b).sum()) for a, b in zip(ours, theirs, strict=True)]
+        ratios.append(sums)
+        per_token.append([sum(sums) / max(1, sum(len(a) for a in ours))])
     return KL(mean(ratios), mean(per_token))

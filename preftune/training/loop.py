@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from preftune.config import Config
 from preftune.data.types import Tree
 from preftune.engine.policy import Policy
-from preftune.engine.reference import ReferenceStore, groups, logps_of
+from preftune.engine.reference import ReferenceStore, logps_of
+from preftune.engine.score import by_length
 from preftune.errors import Interrupted, TrainingError
 from preftune.files import storage
 from preftune.run import Run
@@ -125,7 +126,7 @@ def training(work: Work) -> Iterator[Event]:
         checkpoint.restore(work.resume_from, policy, optimizer)
         stopping, done = Stopping(**work.resume_from.state["stopping"]), work.resume_from.step
     every = eval_every(config, plan.n_steps) if work.held_out else 0
-    lengths = np.array([t.n_tokens for t in work.train.trees], np.int64)
+    lengths = np.array([policy.tokens_read(t) for t in work.train.trees], np.int64)
     policy.train()
 
     def save(step: int, *, finished: bool = False) -> Saved:
@@ -211,9 +212,9 @@ def held_out_metrics(work: Work) -> dict[str, float]:
     """Metrics on the held-out examples with the policy as it is: each example once, whatever the batch or rank count."""
     assert work.held_out is not None
     trees = work.held_out.trees
-    mine = sorted(range(work.ranks.rank, len(trees), work.ranks.world), key=lambda i: -trees[i].n_tokens)
-    budget = work.config.batch.tokens_per_microbatch
-    cuts: list[list[int]] = list(groups(mine, [trees[i].n_tokens for i in mine], budget)) or [[0]]
+    mine = range(work.ranks.rank, len(trees), work.ranks.world)
+    lengths = [work.policy.tokens_read(t) for t in trees]
+    cuts = list(by_length(mine, lengths, work.config.batch.tokens_per_microbatch)) or [[0]]
     micros = (_micro(work, trees, group) for group in cuts)
     sums = evaluate(work.policy, micros, work.objective)
     if not mine:  # more ranks than examples: this one only keeps in step

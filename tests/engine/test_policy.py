@@ -153,7 +153,7 @@ def test_response_sums() -> None:
 
 def test_a_frozen_score_can_be_followed_by_training() -> None:
     """Masks and rotations that were made in inference mode do not stay in the model."""
-    from preftune.engine.reference import score
+    from preftune.engine.score import score
 
     for name in ("llama", "gemma2", "phi3-longrope"):
         model = tiny.model(name)

@@ -21,13 +21,12 @@ from preftune.engine.reference import (
     ReferenceStore,
     default_cache,
     fill,
-    groups,
     logps_of,
     missing,
     response_key,
-    score,
     verify,
 )
+from preftune.engine.score import groups, score
 from preftune.errors import TrainingError
 from preftune.model.load import identity
 

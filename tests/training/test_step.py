@@ -18,7 +18,7 @@ from preftune.config import Lora
 from preftune.data.types import Branch, Pair, Tree
 from preftune.engine.batch import Batch, pack
 from preftune.engine.policy import Path, Policy
-from preftune.engine.reference import score
+from preftune.engine.score import score
 from preftune.errors import PreftuneError
 from preftune.losses.records import RefPairs, Tokens
 from preftune.model.lora import add_lora
@@ -211,7 +211,7 @@ def test_kl_is_the_balanced_estimate_of_a_response() -> None:
 
 
 def test_kl_is_exact_over_the_even_mixture() -> None:
-    """Weighted by how often the mixture of both models writes each token of a vocabulary, the estimate is KL(policy‖reference)."""
+    """Weighted by how often the mixture of both models writes each token, the estimate is KL(policy‖reference)."""
     torch.manual_seed(0)
     policy, reference = (torch.randn(50, dtype=torch.float64).mul(3).log_softmax(0) for _ in range(2))
     log_ratio = policy - reference
