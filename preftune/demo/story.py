@@ -257,8 +257,8 @@ def _verdict(console: Console, told: _Told) -> bool:
     worked = gain.low > 0 and wins.low > 0.5
     verdict = (
         f"{'Alignment worked' if worked else 'Alignment did NOT work'}: on unseen items the true reward went from "
-        f"{mean(before.rewards()).value:.2f} to {mean(after.rewards()).value:.2f}, a gain of {gain} (95 % CI), and replies beat "
-        f"the SFT model's in {wins.value:.1%} [{wins.low:.1%}, {wins.high:.1%}] of comparisons."
+        f"{mean(before.rewards()).value:.2f} to {mean(after.rewards()).value:.2f}, a gain of {gain} (95 % CI), "
+        f"and replies beat the SFT model's in {wins.value:.1%} [{wins.low:.1%}, {wins.high:.1%}] of comparisons."
     )
     _write_evaluation(told, verdict, worked, rows)
     write_report(told.dpo)
