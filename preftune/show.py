@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from preftune.training.job import Finished, Started
 from preftune.training.loop import Evaluated, Saved, Step
@@ -36,16 +37,18 @@ class Show:
         self._tasks: dict[str, TaskID] = {}
         self._n_steps = 0
         self._logged = 0.0
-        self._last_eval = ""
 
     def __enter__(self) -> Show:
         if self.live:
+            whole = Column(no_wrap=True)  # on a narrow terminal the bar gives way, never the figures
             columns = [
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.description}", table_column=whole),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=whole),
+                *([BarColumn(bar_width=20)] if self.console.width >= 110 else []),
+                TimeRemainingColumn(compact=True, table_column=whole),
+                TextColumn("left", table_column=whole),
             ]
-            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True)
+            self._bar = Progress(*columns, console=self.console, transient=True)
             self._bar.start()
         return self
 
@@ -83,12 +86,12 @@ class Show:
         self._print(f"[{style}]{said.kind:>9}[/] {escape(said.message)}")
 
     def _step(self, step: Step) -> None:
-        text = f"step {step.index + 1} {line(step.metrics)} {step.n_tokens / step.seconds:,.0f} tok/s"
+        text = f"{line(step.metrics)} {step.n_tokens / step.seconds:,.0f} tok/s"
         if self._bar is not None:
             self._advance("training", step.index + 1, self._n_steps, text)
         elif not self.quiet and (time.monotonic() - self._logged > _LOG_SECONDS or step.index + 1 == self._n_steps):
             self._logged = time.monotonic()
-            self._print(f"{text} ({self._n_steps - step.index - 1} to go)")
+            self._print(f"step {step.index + 1} {text} ({self._n_steps - step.index - 1} to go)")
 
     def _advance(self, stage: str, done: int, total: int, text: str = "") -> None:
         if self._bar is None:
@@ -106,4 +109,5 @@ class Show:
 def line(metrics: dict[str, float]) -> str:
     """The metrics that a person follows, short."""
     names = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin", "kl": "kl"}
-    return " ".join(f"{short} {metrics[name]:.4f}" for name, short in names.items() if name in metrics)
+    places = {"loss": 4, "kl": 2}
+    return " ".join(f"{short} {metrics[name]:.{places.get(name, 3)}f}" for name, short in names.items() if name in metrics)
