@@ -55,8 +55,11 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A tiny model and data to train it on; read-only, shared by all tests."""
-    from worlds import build
+    from worlds import blank_page, build
 
+    import preftune.api
+
+    preftune.api.write_report = blank_page
     return build(tmp_path_factory.mktemp("world"))
 
 

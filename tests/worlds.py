@@ -12,7 +12,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
@@ -51,7 +51,7 @@ class World:
         short: dict[str, Any] = {
             "model": str(self.base), "data": str(self.file("pairs")), "out": str(out), "cache": str(self.root / "cache"),
             "optim.lr": 1e-3, "batch.pairs_per_step": 8, "steps": 5, "eval.fraction": 0.2, "samples.n": 2,
-            "samples.max_tokens": 6,
+            "samples.max_tokens": 6, "eval.every": 5,
         }  # fmt: skip
         return short | {name.replace("__", "."): value for name, value in more.items()}
 
@@ -209,6 +209,25 @@ def same_weights(a: Path, b: Path) -> bool:
     left, right = weights(a), weights(b)
     assert left
     return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+def blank_page(run: Any) -> Path:
+    """Stands in for the report, which takes longer than a run in this world and has tests of its own."""
+    run.report_file.write_text("a page")
+    return run.report_file
+
+
+@contextmanager
+def real_pages() -> Iterator[None]:
+    """Runs inside write their real report."""
+    import preftune.api
+    from preftune.report.page import write_report
+
+    preftune.api.write_report = write_report
+    try:
+        yield
+    finally:
+        preftune.api.write_report = blank_page
 
 
 TIMINGS = ("tokens_per_second",)

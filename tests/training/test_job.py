@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from worlds import World, cli, read_jsonl, same_weights, save_model, weights, write_jsonl
+from worlds import World, cli, read_jsonl, real_pages, same_weights, save_model, weights, write_jsonl
 
 import preftune
 from preftune.config import Config
@@ -28,7 +28,8 @@ def train(world: World, out: Path, **more: Any) -> Run:
 def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One run by the command line, looked at by many tests."""
     out = tmp_path_factory.mktemp("runs") / "dpo"
-    left = cli("train", *world.words(out, eval__every=2, checkpoint__every=2))
+    with real_pages():
+        left = cli("train", *world.words(out, eval__every=2, checkpoint__every=2))
     assert left.code == 0, left.err
     assert left.out == f"{out}\n"
     return Run.open(out)
@@ -40,6 +41,10 @@ def test_the_run_folder_has_all_that_it_should(run: Run) -> None:
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-000004", "step-000005"]  # checkpoint.keep
     env = json.loads(run.env_file.read_text())
     assert env["preftune"] == preftune.__version__ and env["torch"] == torch.__version__ and env["ranks"] == 1
+
+
+def test_the_report_is_the_real_one(run: Run) -> None:
+    assert "<html" in run.report_file.read_text()[:200]
 
 
 def test_its_settings_reload_equal_and_resolved(run: Run, world: World) -> None:

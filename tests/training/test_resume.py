@@ -43,9 +43,8 @@ def assert_same(run: Run, whole: Run) -> None:
 
 
 MOMENTS = [
-    ("update", 1), ("update", 8), ("evaluation", 1), ("evaluation", 4), ("samples", 1),
-    ("weights of a checkpoint", 2), ("weights of a checkpoint", 6), ("state and manifest of a checkpoint", 3),
-    ("state and manifest of a checkpoint", 4), ("rename of a checkpoint", 1), ("rename of a checkpoint", 2),
+    ("update", 1), ("update", 8), ("evaluation", 4), ("samples", 1), ("weights of a checkpoint", 6),
+    ("state and manifest of a checkpoint", 3), ("state and manifest of a checkpoint", 4), ("rename of a checkpoint", 2),
     ("removal of a checkpoint", 1), ("rename of a checkpoint", 4), ("samples", 2), ("saving the model", 1),
     ("model into its place", 1), ("report", 1),
 ]  # fmt: skip
@@ -69,12 +68,12 @@ def _nothing_partial_is_believed(out: Path) -> None:
 
     found, problems = newest(out / "checkpoints")
     assert not problems  # a checkpoint under its own name is whole
-    assert found is None or set(weights(found.folder)) >= {"lm_head.weight"} or found.step in (3, 6, 9, 10)
+    assert found is None or found.step in (3, 6, 9, 10)
     model = out / "model"
     assert not model.exists() or (model / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("moment", "nth"), [("update", 5), ("weights of a checkpoint", 4), ("saving the model", 2)])
+@pytest.mark.parametrize(("moment", "nth"), [("update", 5), ("saving the model", 2)])
 def test_lora_with_dropout_resumes_bit_identical_too(
     world: World, uninterrupted: dict[str, Run], tmp_path: Path, moment: str, nth: int
 ) -> None:
@@ -101,9 +100,7 @@ def test_a_signal_saves_and_says_how_to_go_on(world: World, uninterrupted: dict[
     assert finish(spawn(signalled_at, words, str(log), "update", 5, number)) == [75]
     last = log.read_text().strip().splitlines()[-1]
     assert last == f"preftune: stopped after 5 of 10 steps; all is saved. Go on with: preftune train --resume out={out}"
-    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-000003", "step-000005"] or sorted(
-        p.name for p in (out / "checkpoints").iterdir()
-    ) == ["step-000003", "step-000005"]
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000003", "step-000005"]
     assert cli("train", "--resume", f"out={out}").code == 0  # the command that it said
     assert_same(Run.open(out), uninterrupted["full"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_tensorboard_holds_the_numbers_of_the_metrics_file(world: World, tmp_pat
 def test_a_resumed_run_replaces_what_it_repeats(world: World, tmp_path: Path) -> None:
     words = ["train", *world.words(tmp_path / "run", trackers=["tensorboard"], checkpoint__every=2)]
     assert finish(spawn(killed_at, words, str(tmp_path / "log"), "update", 4)) == [-signal.SIGKILL]
+    time.sleep(1.1)  # TensorBoard orders its files by the second in their names
     left = cli(*words, "--resume")
     assert left.code == 0, left.err
     assert_equal(Run.open(tmp_path / "run"))
