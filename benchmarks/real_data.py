@@ -83,11 +83,12 @@ QUICK = Size(hidden=64, layers=2, max_length=256, rows=80)
 def stage_settings(stage: str) -> dict[str, Any]:
     """What differs between the four runs."""
     steep = {"optim.schedule": "cosine", "optim.warmup": 0.05}
+    dpo = {"loss.name": "dpo", "loss.beta": 0.1, "batch.pairs_per_step": 8}
     return {
-        "base": {"loss.name": "sft", "optim.lr": 1e-3, "optim.weight_decay": 0.1, **steep},
-        "sft": {"loss.name": "sft", "optim.lr": 2e-4, **steep},
-        "dpo-full": {"loss.name": "dpo", "loss.beta": 0.1, "optim.lr": 1e-4},
-        "dpo-lora": {"loss.name": "dpo", "loss.beta": 0.1, "optim.lr": 1e-3, "lora.r": 8, "lora.alpha": 16},
+        "base": {"loss.name": "sft", "optim.lr": 1e-3, "optim.weight_decay": 0.1, **steep, "batch.pairs_per_step": 4},
+        "sft": {"loss.name": "sft", "optim.lr": 2e-4, **steep, "batch.pairs_per_step": 4},
+        "dpo-full": {**dpo, "optim.lr": 5e-5},
+        "dpo-lora": {**dpo, "optim.lr": 1e-3, "lora.r": 8, "lora.alpha": 16},
     }[stage]
 
 
@@ -123,21 +124,20 @@ def run_set(name: str, data: Path, out: Path, size: Size) -> Iterator[Result]:
     file = data / spec.file if size.rows is None else first_rows(data / spec.file, size.rows, folder)
     source = read_examples(file, quarantine=folder / "quarantine.jsonl")
     train, held_out = split_by_prompt(source.examples, HELD_OUT, SEED)
-    write_messages(folder / "base.jsonl", train)
+    n_text = write_messages(folder / "base.jsonl", train)
     write_messages(folder / "base-eval.jsonl", held_out)
     made = [sys.executable, __file__, "--make", str(folder / "start"), "--text", str(folder / "base.jsonl")]
     subprocess.run([*made, "--hidden", str(size.hidden), "--layers", str(size.layers)], check=True)
     models = {"base": folder / "start", "sft": folder / "base", "dpo-full": folder / "sft", "dpo-lora": folder / "sft"}
-    per_step = 16
     shared = {
-        "seed": SEED, "batch.pairs_per_step": per_step, "batch.max_length": min(spec.max_length, size.max_length),
-        "batch.tokens_per_microbatch": 4096, "eval.fraction": HELD_OUT, "eval.every": -(-len(train) // per_step),
-        "cache": folder / "cache", "samples.max_tokens": 60,
+        "seed": SEED, "batch.max_length": min(spec.max_length, size.max_length), "batch.tokens_per_microbatch": 4096,
+        "eval.fraction": HELD_OUT, "cache": folder / "cache", "samples.max_tokens": 60,
     }  # fmt: skip
     rows = {"data": file, "quarantine": folder / "quarantine.jsonl"}
     text = {"data": folder / "base.jsonl", "eval.data": folder / "base-eval.jsonl"}
     for stage in STAGES:
         own = stage_settings(stage) | {"epochs": float(spec.epochs[stage.partition("-")[0]])}
+        own["eval.every"] = -(-(n_text if stage == "base" else len(train)) // own["batch.pairs_per_step"])  # once an epoch
         where = {"model": models[stage], "out": folder / stage, **(text if stage == "base" else rows)}
         seconds, peak = train_apart(shared | own | where)
         yield collected(name, stage, own, Run(folder / stage), seconds=seconds, peak=peak, longer=longer_preferred(held_out))
@@ -154,8 +154,9 @@ def first_rows(file: Path, n: int, folder: Path) -> Path:
     return short
 
 
-def write_messages(file: Path, examples: list[Example]) -> None:
-    """Each reply as a dialogue of its own, whether it is the better one or not: the text that the base model learns from."""
+def write_messages(file: Path, examples: list[Example]) -> int:
+    """Each reply as a dialogue of its own, better or not: the text that the base model learns from. How many there are."""
+    n = 0
     with file.open("w", encoding="utf-8") as stream:
         for example in examples:
             turns = [("user", example.prompt)] if isinstance(example.prompt, str) else example.prompt
@@ -163,6 +164,8 @@ def write_messages(file: Path, examples: list[Example]) -> None:
                 whole = [*turns, ("assistant", response)] if isinstance(response, str) else [*turns, *response]
                 messages = [{"role": role, "content": content} for role, content in whole]
                 stream.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+                n += 1
+    return n
 
 
 def train_apart(settings: dict[str, Any]) -> tuple[float, float]:
