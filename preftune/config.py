@@ -155,7 +155,7 @@ class Config(Section):
         Text | list[Text] | None, setting("preference file, folder, saved dataset or hub id; or a list (required)")
     ] = None
     out: Annotated[Text | None, setting("folder of the run; null: runs/LOSS-TIME")] = None
-    seed: Annotated[int, setting("seed of order, split, sampling and LoRA initialisation", ge=0)] = 0
+    seed: Annotated[int, setting("seed of order, split, sampling and LoRA initialisation", ge=0, lt=2**63)] = 0
     epochs: Annotated[float, setting("passes over the data", unit="epochs", gt=0)] = 1.0
     steps: Annotated[int | None, setting("optimizer steps; null: as many as `epochs` needs", unit="steps", ge=1)] = None
     format: Annotated[

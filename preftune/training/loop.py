@@ -178,7 +178,7 @@ def _step(work: Work, outer: nn.Module, optimizer: torch.optim.Optimizer, watch:
     metrics, (grad_norm, moved) = to_host(sums, work.ranks, norm, watch.moved())
     _check_finite(work, index, examples, metrics | {"grad_norm": grad_norm})
     if index == 0 and work.starts_as_reference:
-        check_step_zero(metrics, config, precise=work.policy.autocast is None)
+        check_step_zero(metrics, precise=_precise(work.policy))
     lr = learning_rate(config.optim, index, plan.n_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -253,7 +253,7 @@ def to_host(sums: Sums, ranks: Ranks, *scalars: Tensor) -> tuple[dict[str, float
     return metrics, flat[2 * len(names) :]
 
 
-def check_step_zero(metrics: dict[str, float], config: Config, *, precise: bool) -> None:
+def check_step_zero(metrics: dict[str, float], *, precise: bool) -> None:
     """Before any update the policy is the reference: every margin is 0 and DPO's loss is ln 2. Raises TrainingError if not."""
     if "kl" not in metrics or metrics["kl"] <= (1e-4 if precise else 0.5):
         return
@@ -263,6 +263,11 @@ def check_step_zero(metrics: dict[str, float], config: Config, *, precise: bool)
         "log-probs of another model or template (delete the cache folder), dropout in the base model, or a model whose "
         "forward pass is not deterministic"
     )
+
+
+def _precise(policy: Policy) -> bool:
+    """Whether log-probs are the same to float32 however a batch is cut; where products are in bf16 they are not."""
+    return (policy.autocast or next(policy.parameters()).dtype) in (torch.float32, torch.float64)
 
 
 def _check_finite(work: Work, index: int, examples: Any, metrics: dict[str, float]) -> None:

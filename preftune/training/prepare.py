@@ -77,6 +77,14 @@ def require(config: Config) -> None:
         raise ConfigError("data: give the file with the preferences, as data=FILE")
     if config.lora.merge and not config.lora.r:
         raise ConfigError("lora.merge: there is nothing to merge without lora.r")
+    for name in ("model", "reference"):
+        folder = getattr(config, name)
+        if folder is not None and config.out is not None and _same_folder(folder, config.out):
+            raise ConfigError(f"out: {config.out} is the {name} itself, which a run would write over; name another folder")
+
+
+def _same_folder(a: str, b: str) -> bool:
+    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
 
 
 def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
@@ -100,9 +108,7 @@ def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
         if not held_out:
             notes.append(Said("data", "all examples share one prompt: none is held out for evaluation"))
     train_material = material(build_trees(train, renderer), objective.record, name=objective.name)
-    held_out_material = None
-    if held_out:
-        held_out_material = material(build_trees(held_out, renderer), objective.record, name=objective.name)
+    held_out_material = _held_out(config, held_out, renderer, objective)
     notes += [Said("tokens", line) for line in (*renderer.describe(), *renderer.report.lines())]
     notes += [Said("data", line) for line in train_material.notes]
     unused = [*train_material.dropped, *(held_out_material.dropped if held_out_material else [])]
@@ -113,6 +119,21 @@ def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
     _check_evaluation(config, objective, data)
     data.counts = _counts(datasets, data, renderer, unused) | {"digest": data.digest()}
     return data
+
+
+def _held_out(config: Config, held_out: Sequence[Example], renderer: Renderer, objective: Objective) -> Material | None:
+    """The held-out examples, None where there are none. Raises DataError that names the setting where they are of no use."""
+    if not held_out:
+        return None
+    try:
+        return material(build_trees(held_out, renderer), objective.record, name=objective.name)
+    except DataError as error:
+        if config.eval.data is not None:
+            raise DataError(f"eval.data: {error}") from None
+        raise DataError(
+            f"eval.fraction: {config.eval.fraction:g} of the prompts, {len(held_out)} examples, are held out, and they are of "
+            f"no use: {error}. Hold out more, take another seed, or set eval.fraction=0 for no evaluation"
+        ) from None
 
 
 def _check_evaluation(config: Config, objective: Objective, data: Data) -> None:

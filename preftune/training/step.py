@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from preftune.data.types import Pair, Tree
 from preftune.engine.batch import Batch
 from preftune.engine.policy import response_sums
-from preftune.errors import PreftuneError
+from preftune.errors import DataError
 from preftune.losses.records import RefPairs, Tokens
 from preftune.registry import LOSSES
 
@@ -64,7 +64,7 @@ class Material(NamedTuple):
 
 
 def material(trees: Sequence[Tree], record: type[Tokens] | type[RefPairs], *, name: str) -> Material:
-    """Only what the record needs: branches that no unit uses are not read. Raises PreftuneError when nothing is left."""
+    """Only what the record needs: branches that no unit uses are not read. Raises DataError when nothing is left."""
     kept, units, dropped = [], [], []
     reshape = _for_pairs if record is RefPairs else _for_tokens
     for tree in trees:
@@ -76,7 +76,7 @@ def material(trees: Sequence[Tree], record: type[Tokens] | type[RefPairs], *, na
         units.append(len(shaped.pairs) if record is RefPairs else sum(int(b.scored.sum()) for b in shaped.branches))
     if not kept:
         reason = dropped[0][1] if dropped else "there are no examples"
-        raise PreftuneError(f"loss.name={name}: none of the {len(trees)} examples can be used: {reason}")
+        raise DataError(f"loss.name={name}: none of the {len(trees)} examples can be used: {reason}")
     notes = []
     if record is Tokens and any(t.pairs for t in trees):
         notes.append("the data are preferences: sft trains on the chosen responses alone (preferred fine-tuning)")
