@@ -30,25 +30,31 @@ def inputs(n: int = 11, width: int = 7, vocab: int = 13, *, bias: bool = True, s
     return made(n, width), made(vocab, width), made(vocab) if bias else None, target
 
 
-@settings(max_examples=60)
+@settings(max_examples=120)
 @given(
     n=st.integers(0, 12),
     bias=st.booleans(),
     scale=st.sampled_from([1.0, 0.3, 4.0]),
     softcap=st.sampled_from([None, 2.0, 30.0]),
     block=st.sampled_from([1, 13, 40, 1 << 24]),
+    kept=st.sampled_from([0, 26, 70, 1 << 26]),
+    frozen=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_values_and_gradients_equal_log_softmax(
-    n: int, bias: bool, scale: float, softcap: float | None, block: int, seed: int
+    n: int, bias: bool, scale: float, softcap: float | None, block: int, kept: int, frozen: bool, seed: int
 ) -> None:
     hidden, weight, b, target = inputs(n, bias=bias, seed=seed)
     shape = HeadShape(scale, softcap)
-    leaves = [x for x in (hidden, weight, b) if x is not None]
+    for x in (weight, b):
+        if x is not None and frozen:
+            x.requires_grad_(False)
+    leaves = [x for x in (hidden, weight, b) if x is not None and x.requires_grad]
     expected = plain(hidden, weight, b, target, shape)
     out = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK_ELEMENTS", block)
+        patch.setattr(module, "_KEPT_ELEMENTS", kept)
         got = token_logps(hidden, weight, target, bias=b, shape=shape)
         found = torch.autograd.grad(got, leaves, out)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
@@ -84,6 +90,14 @@ def test_a_tied_weight_gets_both_gradients() -> None:
     tied, weight.grad = weight.grad, None
     plain(weight[tokens].tanh(), weight, None, target, HeadShape()).sum().backward()
     torch.testing.assert_close(tied, weight.grad, rtol=0, atol=1e-12)
+
+
+def test_without_gradients_the_same_values() -> None:
+    hidden, weight, bias, target = inputs(40)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            token_logps(hidden, weight, target, bias=bias), plain(hidden, weight, bias, target, HeadShape()), rtol=0, atol=1e-12
+        )
 
 
 def test_extreme_logits_stay_finite() -> None:
