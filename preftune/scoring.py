@@ -57,6 +57,8 @@ def score(
     is_run = Run(model).config_file.exists()
     if is_run:
         reference, beta, max_length = _of_run(Run(model).config(), reference, beta, max_length)
+    if beta is not None and reference is None:
+        raise ConfigError("beta: scales the reward against a reference, and there is none; give a reference")
     beta = _positive(0.1 if beta is None else beta)
     renderer = open_renderer(model, template=template, max_length=max_length, usual=1024 if is_run else None)
     source = read_examples(data, format=format, fields=fields, quarantine=Path(quarantine) if quarantine else None)

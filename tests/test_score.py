@@ -99,7 +99,9 @@ def test_progress_counts_both_models(world: World) -> None:
 
 def test_mistakes(world: World, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="beta"):
-        list(preftune.score(world.base, world.file("pairs"), beta=0.0))
+        list(preftune.score(world.base, world.file("pairs"), reference=world.other, beta=0.0))
+    with pytest.raises(ConfigError, match="beta: .*give a reference"):
+        list(preftune.score(world.base, world.file("pairs"), beta=0.5))
     with pytest.raises(DataError):
         list(preftune.score(world.base, tmp_path / "none.jsonl"))
     with pytest.raises(ConfigError, match="longer than the model's context"):

@@ -232,13 +232,25 @@ def _checked_fields(fields: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _check_quarantine(quarantine: Path, sources: list[Source]) -> None:
-    """The quarantine file must not replace data, nor be read as data next time."""
+    """The quarantine file must not replace data or any file but a former quarantine, nor be read as data next time."""
     whole = quarantine.resolve()
     for source in sources:
         if source.path is not None and whole == source.path.resolve():
             raise ConfigError(f"quarantine={quarantine}: this is the data itself; name another file")
         if source.folder is not None and whole.parent == source.folder.resolve():
             raise ConfigError(f"quarantine={quarantine}: inside the folder of the data it would be read as data next time")
+    if whole.exists() and not _is_quarantine(whole):
+        raise ConfigError(f"quarantine={quarantine}: something else is in the way, which would be lost; name another file")
+
+
+def _is_quarantine(path: Path) -> bool:
+    """Whether the file is empty, or begins with a row that was set aside."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+        return not first or {"source", "reason", "row"} == set(json.loads(first))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:

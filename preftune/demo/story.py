@@ -31,7 +31,7 @@ from preftune.engine.policy import Policy
 from preftune.errors import StorageError
 from preftune.evaluate.estimate import Estimate, mean, win_rate
 from preftune.evaluate.kl import KL, kl_on_samples
-from preftune.files import append_lines, make_folder
+from preftune.files import append_lines, make_folder, storage, write_atomic
 from preftune.generate import Reply, Sampling, sample
 from preftune.label.rule import label_by_rule
 from preftune.model.load import load_model, open_renderer, quiet_transformers
@@ -84,13 +84,12 @@ def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
     """Runs the demo into `out` and prints the story. Returns 0 if alignment worked, 1 if it did not."""
     started = time.perf_counter()
     console = Console(highlight=False, soft_wrap=True)
-    _clear(out)
+    _make_room(out)
     quiet_transformers()
     world = World(seed)
     say = _Narrator(console)
 
     say("1  A world is written", f"{size.demonstrations:,} support-desk dialogues of mixed quality, a vocabulary of its own")
-    make_folder(out)
     base = make_base(world, out / "base", seed=seed)
     _write_dialogues(out / "demonstrations.jsonl", world.demonstrations(size.demonstrations))
 
@@ -305,13 +304,22 @@ def _print_samples(console: Console, told: _Told) -> None:
         console.print(f"[green]after[/]     {escape(a[0])}")
 
 
-def _clear(out: Path) -> None:
-    """Makes room for a new demo, but deletes nothing that is not a former one."""
-    if not out.exists():
-        return
-    if any(out.iterdir()) and not (out / "demonstrations.jsonl").exists():
+_MARK = ".preftune-demo"  # says that a folder is a demo's
+_MADE = ("base", "sft", "dpo", "cache", "demonstrations.jsonl", "preferences.jsonl", "judgments.jsonl")
+
+
+def _make_room(out: Path) -> None:
+    """An empty place for a new demo. Of a former one only what it made itself is deleted, of any other folder nothing."""
+    if out.is_dir() and any(out.iterdir()) and not (out / _MARK).exists():
         raise StorageError(f"{out}: holds something that is no demo; choose another folder with --out")
-    shutil.rmtree(out)
+    make_folder(out)
+    write_atomic(out / _MARK, "")
+    with storage(out, "clear away the former demo"):
+        for made in (out / name for name in _MADE):
+            if made.is_dir():
+                shutil.rmtree(made)
+            else:
+                made.unlink(missing_ok=True)
 
 
 def _write_dialogues(path: Path, examples: Sequence[Example]) -> None:

@@ -316,6 +316,15 @@ def test_quarantine_never_replaces_data(tmp_path: Path) -> None:
     assert read_examples(path).n_read == 5
 
 
+@pytest.mark.parametrize("content", ['{"precious": 1}\n', "notes\n", '["source", "reason"]\n'])
+def test_quarantine_never_replaces_what_is_none(tmp_path: Path, content: str) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(content)
+    with pytest.raises(ConfigError, match="in the way"):
+        read_examples(PAIRS, quarantine=mine)
+    assert mine.read_text() == content
+
+
 def test_no_usable_row(tmp_path: Path) -> None:
     bad = {"prompt": "", "chosen": "a", "rejected": "b"}
     aside = tmp_path / "bad.jsonl"

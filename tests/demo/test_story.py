@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from preftune.demo.story import Size, tell
+from preftune.demo.story import Size, _make_room, tell
 from preftune.errors import StorageError
 from preftune.run import Run
 
@@ -44,8 +45,23 @@ def test_failure_is_said_and_fails(told: tuple[Path, int], capsys: pytest.Captur
         assert code == 1 and "did NOT work" in evaluation["verdict"]
 
 
-def test_nothing_of_somebody_else_is_deleted(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["thesis.txt", "demonstrations.jsonl"])
+def test_nothing_of_somebody_else_is_deleted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
     with pytest.raises(StorageError, match="no demo"):
         tell(tmp_path, size=TINY)
-    assert (tmp_path / "thesis.txt").exists()
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_new_demo_deletes_of_the_former_what_that_made(told: tuple[Path, int], tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(told[0], again)
+    (again / "beta-0.5").mkdir()
+    _make_room(again)
+    assert sorted(p.name for p in again.iterdir()) == [".preftune-demo", "beta-0.5"]
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="file of this name is in the way"):
+        tell(tmp_path / "file", size=TINY)
