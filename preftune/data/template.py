@@ -36,6 +36,7 @@ class Report:
     responses_truncated:  responses that lost their tail, end of turn included.
     dropped:              (source, reason) of examples that gave no tree.
     boundary_merges:      replies tokenized alone, since their first token would merge with the prompt's last.
+    text_prompts:         examples with a text prompt, although there is a chat template: it is not applied to them.
     special_in_text:      examples with the text of a special token written in them, which then is that token.
     longest:              tokens of the longest prompt + response.
     """
@@ -46,6 +47,7 @@ class Report:
     responses_truncated: int = 0
     dropped: list[tuple[str, str]] = field(default_factory=list)
     boundary_merges: int = 0
+    text_prompts: int = 0
     special_in_text: int = 0
     longest: int = 0
 
@@ -56,6 +58,7 @@ class Report:
             "prompts lost their oldest part, to fit batch.max_length": self.prompts_truncated,
             "responses lost their tail, too long for batch.max_length by themselves": self.responses_truncated,
             "replies were tokenized apart from a prompt whose last token they would change": self.boundary_merges,
+            "examples have a text prompt, which stays as it is: the chat template is for messages": self.text_prompts,
             "examples contain the text of a special token, which the model reads as that token": self.special_in_text,
         }
         said += [f"{count} {what}" for what, count in counts.items() if count]
@@ -288,6 +291,7 @@ class Renderer:
         self.report.prompts_truncated += encoded.prompt != whole.prompt
         self.report.responses_truncated += n_cut
         self.report.boundary_merges += encoded.merges
+        self.report.text_prompts += self._chat is not None and not plan.chat
         self.report.special_in_text += self._has_special(prompt, responses)
         self.report.longest = max(self.report.longest, len(encoded.prompt) + max(len(ids) for ids, _ in branches))
         return Tree(

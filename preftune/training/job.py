@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -245,6 +246,7 @@ def environment(ranks: Ranks, device: torch.device) -> dict[str, Any]:
 
     return {
         "preftune": preftune.__version__,
+        "git": _git(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -257,6 +259,18 @@ def environment(ranks: Ranks, device: torch.device) -> dict[str, Any]:
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _git() -> str | None:
+    """The commit that preftune runs from, and whether it was changed since; None where it is installed as a package."""
+    here = Path(preftune.__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _describe(policy: Any, precision: Any) -> str:

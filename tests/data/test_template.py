@@ -146,6 +146,17 @@ def test_a_template_without_bos_is_followed_and_said() -> None:
     assert any("messages have no BOS" in line for line in renderer.describe())
 
 
+def test_text_prompts_beside_a_chat_template_are_counted() -> None:
+    renderer = renderer_of("chatml")
+    tree_of(renderer, QUESTION, "Blue.")
+    assert renderer.report.text_prompts == 0
+    tree_of(renderer, "2+2=", "4")
+    assert any(line.startswith("1 examples have a text prompt") for line in renderer.report.lines())
+    without = Renderer(byte_level(special=("<s>",), eos="<s>"), max_length=64)
+    tree_of(without, "2+2=", "4")
+    assert without.report.text_prompts == 0
+
+
 # The boundary and the end
 
 
