@@ -27,7 +27,7 @@ from preftune.config import Config
 from preftune.data.template import Renderer
 from preftune.data.types import Example
 from preftune.data.write import plain
-from preftune.errors import ConfigError, PreftuneError
+from preftune.errors import ConfigError, PreftuneError, StorageError
 from preftune.files import json_line, storage, write_atomic
 from preftune.generate import Sampling, sample
 from preftune.model.device import pick_device
@@ -202,10 +202,8 @@ def _finish(work: Work, renderer: Renderer, data: Data) -> Iterator[JobEvent]:
     """The result on disk: samples, the merged model where it is asked for, and model/ last."""
     run, config = work.run, work.config
     if work.ranks.main:
-        best = run.best / "weights.safetensors"
-        if config.eval.keep == "best" and best.exists():
-            checkpoint.load_weights(best, work.policy)
-            yield Said("model", f"model/ holds the weights that were best by {config.eval.metric} on held-out examples")
+        if config.eval.keep == "best":
+            yield _take_best(work)
         yield from _samples(run, config, work.policy, renderer, data.samples, "after")
         template = renderer.chat_template if config.template is not None else None
         if config.lora.merge:
@@ -213,6 +211,17 @@ def _finish(work: Work, renderer: Renderer, data: Data) -> Iterator[JobEvent]:
         save_model(work.policy.model, renderer.tokenizer, run.model, chat_template=template)
     work.ranks.barrier()
     yield Finished(run)
+
+
+def _take_best(work: Work) -> Said:
+    """Puts the best weights into the policy. Raises StorageError where they are gone: the last are not what was asked for."""
+    kept = work.run.best / "weights.safetensors"
+    last, _ = checkpoint.newest(work.run.checkpoints)
+    if not kept.exists() or last is None:
+        raise StorageError(f"{kept}: the best weights are gone, so model/ cannot hold them; start anew with out=")
+    checkpoint.load_weights(kept, work.policy)
+    step, metric = last.state["stopping"]["best_step"], work.config.eval.metric
+    return Said("model", f"model/ holds the weights after {step} steps, the best by {metric} on held-out examples")
 
 
 def _samples(run: Run, config: Config, policy: Any, renderer: Any, examples: list[Example], when: str) -> Iterator[JobEvent]:

@@ -29,13 +29,13 @@ from preftune.engine.policy import Policy
 from preftune.engine.reference import ReferenceStore, logps_of
 from preftune.engine.score import by_length
 from preftune.errors import Interrupted, TrainingError
-from preftune.files import storage
+from preftune.files import storage, sync_folder
 from preftune.run import Run
 from preftune.training import checkpoint
 from preftune.training.dist import Ranks
 from preftune.training.optim import WeightWatch, clip, learning_rate, make_optimizer
 from preftune.training.plan import Plan, cut
-from preftune.training.step import Material, Micro, Objective, Sums, backward, evaluate
+from preftune.training.step import BETTER, Material, Micro, Objective, Sums, backward, evaluate
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Stopping:
     without_gain: int = 0
 
     def better(self, metric: str, value: float, step: int) -> bool:
-        """Records `value`; whether it is the best so far. Losses and KL are better when small, the others when large."""
-        gain = self.best is None or (value < self.best if metric in ("loss", "kl", "perplexity") else value > self.best)
+        """Records `value`; whether it is the best so far."""
+        gain = self.best is None or BETTER[metric] * (value - self.best) > 0
         if gain:
             self.best, self.best_step, self.without_gain = value, step, 0
         else:
@@ -242,6 +242,7 @@ def keep_best(work: Work) -> None:
         temporary = folder / ".weights.tmp"
         checkpoint.write_weights(temporary, checkpoint.trainable(work.policy))
         temporary.replace(folder / "weights.safetensors")
+        sync_folder(folder)
 
 
 def to_host(sums: Sums, ranks: Ranks, *scalars: Tensor) -> tuple[dict[str, float], list[float]]:

@@ -32,7 +32,7 @@ from preftune.model.load import (
 from preftune.model.lora import add_lora
 from preftune.run import Run
 from preftune.training.dist import Ranks
-from preftune.training.step import Material, Objective, material, metric_names
+from preftune.training.step import BETTER, Material, Objective, material, metric_names
 
 
 class Said(NamedTuple):
@@ -142,6 +142,11 @@ def _check_evaluation(config: Config, objective: Objective, data: Data) -> None:
     if config.eval.metric not in known:
         raise ConfigError(
             f"eval.metric: {config.eval.metric!r} is not measured by {objective.name}; {nearest(config.eval.metric, known)}"
+        )
+    if config.eval.metric not in BETTER:
+        raise ConfigError(
+            f"eval.metric: {config.eval.metric} names no best step: neither more nor less of it is better; "
+            f"choose one of {', '.join(name for name in BETTER if name in known)}"
         )
     for name, asked in (("patience", config.eval.patience is not None), ("keep=best", config.eval.keep == "best")):
         if asked and (data.held_out is None or config.eval.every == 0):

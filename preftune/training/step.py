@@ -181,6 +181,19 @@ def metric_names(record: type[Tokens] | type[RefPairs]) -> list[str]:
     return ["loss"] if record is Tokens else ["loss", "kl", *_pair_metrics(RefPairs(*[torch.zeros(1)] * 6), 1.0)]
 
 
+BETTER = {
+    "loss": -1,
+    "kl": -1,
+    "rewards/accuracies": 1,
+    "rewards/margins": 1,
+    "rewards/chosen": 1,
+    "rewards/rejected": -1,
+    "logps/chosen": 1,
+    "logps/rejected": -1,
+}
+"""Whether more (1) or less (-1) of a metric is better. The others describe a batch, and name no best step."""
+
+
 def _pair_metrics(pairs: RefPairs, beta: float) -> Sums:
     pairs = RefPairs(*(x.detach() for x in pairs))
     margin = pairs.chosen_log_ratio - pairs.rejected_log_ratio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from worlds import World, cli, read_jsonl, real_pages, same_weights, save_model,
 
 import preftune
 from preftune.config import Config
-from preftune.errors import ConfigError, ModelError, PreftuneError
+from preftune.errors import ConfigError, ModelError, PreftuneError, StorageError
 from preftune.run import Run
 from preftune.training.loop import Evaluated, Saved, Step
 from preftune.training.prepare import Progress, Said
@@ -306,7 +307,7 @@ def test_early_stopping_keeps_the_best(world: World, tmp_path: Path, metric: str
     assert [row["step"] for row in run.metrics(split="train")] == [0, 1]
     assert run.config().eval.keep == "best"
     assert same_weights(run.model, world.base)
-    assert any("weights that were best" in e["message"] for e in run.events())
+    assert any(f"the weights after 0 steps, the best by {metric}" in e["message"] for e in run.events())
 
 
 def test_keep_best_puts_the_best_weights_into_the_model(world: World, tmp_path: Path) -> None:
@@ -320,15 +321,22 @@ def test_keep_best_puts_the_best_weights_into_the_model(world: World, tmp_path: 
     best = min(evals, key=lambda row: row["loss"])
     assert 0 < best["step"] < 8, "the best is neither the start nor the end, or this test shows nothing"
     assert not same_weights(kept[0].model, kept[1].model)
+    assert any(f"the weights after {best['step']} steps" in e["message"] for e in kept[0].events())
     rows = list(preftune.score(kept[0].path, held_out))
     margins = [rows[i]["reward"] - rows[i + 1]["reward"] for i in range(0, len(rows), 2)]
     assert sum(margins) / len(margins) == pytest.approx(best["rewards/margins"], abs=1e-4)
+    shutil.rmtree(kept[0].model)  # as if it had been stopped before the end,
+    shutil.rmtree(kept[0].best)  # and somebody cleared up
+    with pytest.raises(StorageError, match="the best weights are gone"):
+        preftune.train(world.settings(kept[0].path, eval__keep="best", **more), quiet=True, resume=True)
+    assert not kept[0].model.exists()
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"eval__metric": "rewards/accuracy"}, r"eval\.metric: .* not measured by dpo; did you mean rewards/accuracies\?"),
+        ({"eval__metric": "lengths/chosen"}, r"eval\.metric: .* neither more nor less of it is better"),
         ({"eval__patience": 2, "eval__fraction": 0.0}, r"eval\.patience: needs an evaluation"),
         ({"eval__keep": "best", "eval__every": 0}, r"eval\.keep=best: needs an evaluation"),
         ({"lora__merge": True}, r"lora\.merge: there is nothing to merge"),
