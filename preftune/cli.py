@@ -181,6 +181,8 @@ def check(
     """Read a preference file as training would, count it, and show one example with its scored tokens marked."""
     from preftune.data.check import inspect
 
+    if model is None and (template is not None or max_length is not None):
+        raise ConfigError("--template and --max-length: give --model too, whose tokenizer they are for")
     renderer = None
     if model is not None:
         from preftune.model.load import open_renderer

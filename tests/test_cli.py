@@ -108,6 +108,11 @@ def test_check_counts_and_shows_what_is_scored(world: World) -> None:
     assert (found["rows_read"], found["pairs"], found["responses"]) == (48, 48, 96)
 
 
+def test_check_refuses_what_is_of_no_effect_without_a_model(world: World) -> None:
+    left = cli("check", str(world.file("chat")), "--max-length", "64")
+    assert left.code == 2 and "--model" in left.err
+
+
 def test_report_is_written_again_from_the_files(world: World, tmp_path: Path) -> None:
     assert cli("train", *world.words(tmp_path / "run", steps=1)).code == 0
     page = tmp_path / "run" / "report.html"

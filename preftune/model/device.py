@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, nearest
+
+PRECISIONS = ("auto", "fp32", "bf16", "pure_bf16")
 
 
 class Precision(NamedTuple):
@@ -22,7 +24,12 @@ class Precision(NamedTuple):
 
 
 def precision_of(setting: str, device: torch.device) -> Precision:
-    """What `precision=` means on this device. On a CPU auto is float32: bf16 moves log-prob sums by tenths of a nat there."""
+    """What `precision=` means on this device. On a CPU auto is float32: bf16 moves log-prob sums by tenths of a nat there.
+
+    Raises ConfigError for a precision that does not exist.
+    """
+    if setting not in PRECISIONS:
+        raise ConfigError(f"precision: {setting!r} does not exist; {nearest(setting, PRECISIONS)}")
     if setting == "pure_bf16":
         return Precision(torch.bfloat16, None)
     if setting == "bf16" or (setting == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
@@ -36,7 +43,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # the device meta holds no values
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device

@@ -48,6 +48,7 @@ from preftune.training.prepare import (
     load_policy,
     read_data,
     require,
+    require_reference_used,
     score_reference,
 )
 from preftune.training.step import objective
@@ -130,6 +131,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
     elif ranks.main:
         Run.create(run.path)  # fails here, before any work, where it cannot be written
     goal = objective(config.loss_name, config.loss_parameters)
+    require_reference_used(config, goal)
     assert config.model is not None
     renderer = open_renderer(config.model, template=config.template, max_length=config.batch.max_length, usual=1024)
     data = read_data(config, renderer, goal)

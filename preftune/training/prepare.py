@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from preftune.config import Config
+from preftune.config import Config, Lora
 from preftune.data.read import Dataset, read_examples
 from preftune.data.split import leaked_prompts, split_by_prompt
 from preftune.data.template import Renderer, build_trees
@@ -75,12 +75,20 @@ def require(config: Config) -> None:
         raise ConfigError("model: give the folder or hub id of the model to train, as model=PATH")
     if config.data is None:
         raise ConfigError("data: give the file with the preferences, as data=FILE")
-    if config.lora.merge and not config.lora.r:
-        raise ConfigError("lora.merge: there is nothing to merge without lora.r")
+    if not config.lora.r:
+        unused = [f"lora.{name}" for name, value in config.lora if value != getattr(Lora(), name)]
+        if unused:
+            raise ConfigError(f"{', '.join(unused)}: of no effect without adapters; set lora.r to their rank")
     for name in ("model", "reference"):
         folder = getattr(config, name)
         if folder is not None and config.out is not None and _same_folder(folder, config.out):
             raise ConfigError(f"out: {config.out} is the {name} itself, which a run would write over; name another folder")
+
+
+def require_reference_used(config: Config, objective: Objective) -> None:
+    """Raises ConfigError where a reference is given to an objective that has none."""
+    if config.reference is not None and not objective.needs_reference:
+        raise ConfigError(f"reference: the objective {objective.name} has no reference; leave it out")
 
 
 def _same_folder(a: str, b: str) -> bool:

@@ -339,7 +339,9 @@ def test_keep_best_puts_the_best_weights_into_the_model(world: World, tmp_path: 
         ({"eval__metric": "lengths/chosen"}, r"eval\.metric: .* neither more nor less of it is better"),
         ({"eval__patience": 2, "eval__fraction": 0.0}, r"eval\.patience: needs an evaluation"),
         ({"eval__keep": "best", "eval__every": 0}, r"eval\.keep=best: needs an evaluation"),
-        ({"lora__merge": True}, r"lora\.merge: there is nothing to merge"),
+        ({"lora__merge": True}, r"lora\.merge: of no effect without adapters"),
+        ({"lora__alpha": 8.0, "lora__dropout": 0.1}, r"lora\.alpha, lora\.dropout: of no effect"),
+        ({"loss.name": "sft", "reference": "other"}, r"reference: the objective sft has no reference"),
         ({"lora__r": 2, "lora__targets": "q_prj"}, r"lora\.targets: 'q_prj' is no linear layer .* did you mean q_proj\?"),
     ],
 )
