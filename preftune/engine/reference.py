@@ -6,7 +6,8 @@ LoRA rank never scores the reference again, and a changed template, length limit
 
     CACHE/reference/<identity>/<digest>.safetensors     keys [n, 16] uint8, offsets [n + 1] int64, logp [total]
 
-Shards are written once, whole, and never changed; an interrupted pass goes on where its last shard ended.
+Shards are written once, whole, and never changed. A pass that Ctrl-C stops goes on where it was, a killed one where its last
+shard ended.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +92,8 @@ class ReferenceStore:
             whole = False
         if not whole:
             self.damaged.append(file)
-            file.replace(file.with_suffix(".damaged"))
+            with storage(file, "set aside this damaged file"), suppress(FileNotFoundError):  # another rank did
+                file.replace(file.with_suffix(".damaged"))
             return
         for row, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             self._where[table[row].tobytes()] = (values, start, end)
@@ -120,18 +123,20 @@ def fill(store: ReferenceStore, reference: Policy, trees: Sequence[Tree], *, bud
     keys: list[bytes] = []
     values: list[NDArray[np.floating]] = []
     done = 0
-    for group, scored in score_all(reference, [trees[i] for i in todo], budget=budget):
-        for i, logps in zip(group, scored, strict=True):
-            tree = trees[todo[i]]
-            keys += [response_key(tree.prompt, branch) for branch in tree.branches]
-            values += logps
-        done += len(group)
-        if len(keys) >= _SHARD_RESPONSES:
+    try:
+        for group, scored in score_all(reference, [trees[i] for i in todo], budget=budget):
+            for i, logps in zip(group, scored, strict=True):
+                tree = trees[todo[i]]
+                keys += [response_key(tree.prompt, branch) for branch in tree.branches]
+                values += logps
+            done += len(group)
+            if len(keys) >= _SHARD_RESPONSES:
+                full, keys, values = (keys, values), [], []
+                store.add(*full)
+            yield done
+    finally:  # Ctrl-C too keeps what was scored
+        if keys:
             store.add(keys, values)
-            keys, values = [], []
-        yield done
-    if keys:
-        store.add(keys, values)
 
 
 def verify(store: ReferenceStore, reference: Policy, known: Sequence[Tree], *, n: int = 2) -> None:

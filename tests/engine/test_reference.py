@@ -193,19 +193,22 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Folder) -> None:
                 assert opened[bytes(range(16))].tolist() == [np.float32(-0.1)]
 
 
-def test_an_interrupted_fill_keeps_its_whole_shards(
-    tmp_path: Folder, counting: Counting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("how", ["killed", "Ctrl-C"])
+def test_an_interrupted_fill_goes_on(tmp_path: Folder, counting: Counting, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(module, "_SHARD_RESPONSES", 4)
     store = ReferenceStore(tmp_path, "a")
-    for done in fill(store, counting.policy, TREES, budget=1):  # a tree at a time
-        if done == 5:
-            break
+    filling = fill(store, counting.policy, TREES, budget=1)  # a tree at a time
+    while next(filling) < 5:
+        pass
+    if how == "Ctrl-C":
+        with pytest.raises(KeyboardInterrupt):
+            filling.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
     again = ReferenceStore(tmp_path, "a")
-    assert len(again) == 8, "two shards of two trees each; the fifth tree was not written"
+    n_kept = 4 if how == "killed" else 5  # two shards of two trees each, and the fifth where there was time to write it
+    assert len(again) == 2 * n_kept
     counting.n = 0
-    assert list(fill(again, counting.policy, TREES, budget=1)) == [1, 2, 3]
-    assert counting.n == 3 + 1
+    assert list(fill(again, counting.policy, TREES, budget=1)) == list(range(1, 8 - n_kept))
+    assert counting.n == 7 - n_kept + 1
     assert missing(ReferenceStore(tmp_path, "a"), TREES) == []
 
 
