@@ -81,10 +81,8 @@ class _Head(NamedTuple):
 
 
 def _logps(hidden: Tensor, target: Tensor, head: _Head) -> Tensor:
-    parts = []
-    for rows in head.blocks(len(target)):
-        logits = head.logits(hidden[rows])
-        parts.append(logits.gather(1, target[rows, None])[:, 0] - logits.logsumexp(1))
+    # by the same steps as where there is a gradient: a frozen reference is bit for bit what the policy gives before it moves
+    parts = [_softmax_(head.logits(hidden[rows]), target[rows]) for rows in head.blocks(len(target))]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
 
 
@@ -133,11 +131,9 @@ class _LearningHead(Function):
         for rows in head.blocks(len(target)):
             logits = head.logits(hidden[rows])
             room -= logits.numel()
+            parts.append(_softmax_(logits, target[rows]))
             if room >= 0:
-                parts.append(_softmax_(logits, target[rows]))
                 kept.append(logits.to(hidden.dtype))
-            else:
-                parts.append(logits.gather(1, target[rows, None])[:, 0] - logits.logsumexp(1))
         logp = torch.cat(parts) if parts else _logps(hidden, target, head)
         ctx.save_for_backward(hidden, weight, bias, target, *kept)
         ctx.shape = shape
