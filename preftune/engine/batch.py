@@ -42,7 +42,7 @@ class TreeSpan(NamedTuple):
 class Batch:
     """Tokens to read and what to score. N rows of T tokens (N = 1 in a forest), S scored tokens, R responses, P pairs.
 
-    spans:      the trees of a forest, in order; empty in the padded layout.
+    spans:      the trees, in order.
     mask:       True where a token is real; None in a forest, where every token is.
     last:       flat index of each response's last token that was read (the prompt's last for an empty branch).
     """
@@ -96,7 +96,7 @@ def pack(trees: Sequence[Tree], *, layout: Layout = "forest", read_last: bool = 
         pairs=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
         n_scored=torch.tensor([int(b.scored.sum()) for t in trees for b in t.branches], dtype=torch.int64),
         mask=None if rows.mask is None else torch.from_numpy(rows.mask),
-        spans=tuple(TreeSpan(len(t.prompt), tuple(r)) for t, r in zip(trees, reads, strict=True)) if layout == "forest" else (),
+        spans=tuple(TreeSpan(len(t.prompt), tuple(r)) for t, r in zip(trees, reads, strict=True)),
         n_responses=response,
     )
 
@@ -132,9 +132,54 @@ def alone(batch: Batch, response: int) -> Batch:
         pairs=batch.pairs[:0],
         n_scored=batch.n_scored[response][None],
         mask=None if batch.mask is None else torch.ones_like(tokens, dtype=torch.bool),
-        spans=(TreeSpan(n_prompt, (n,)),) if batch.mask is None else (),
+        spans=(TreeSpan(n_prompt, (n,)),),
         n_responses=1,
     )
+
+
+def even_rows(batch: Batch, *, least: float = 0.8) -> list[list[int]]:
+    """The rows of a padded batch in groups of about equal width, so that little is padding: widest first.
+
+    The narrowest row of a group is at least `least` of its widest.
+    """
+    widths = [span.prompt + n for span in batch.spans for n in span.branches]
+    groups: list[list[int]] = []
+    for row in sorted(range(len(widths)), key=lambda r: -widths[r]):
+        if not groups or widths[row] < least * widths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def rows_of(batch: Batch, rows: Sequence[int]) -> tuple[Batch, Int[Tensor, "s"]]:
+    """Some rows of a padded batch as a batch of their width, without its pairs, and which scored tokens they have."""
+    assert batch.mask is not None, "a forest has one row"
+    widths = [span.prompt + n for span in batch.spans for n in span.branches]
+    spans = [TreeSpan(span.prompt, (n,)) for span in batch.spans for n in span.branches]
+    width, whole = max(widths[r] for r in rows), batch.tokens.shape[1]
+    index = torch.tensor(rows, device=batch.tokens.device)
+    place = torch.full((batch.n_responses,), -1, device=index.device).index_put((index,), torch.arange(len(rows)).to(index))
+    scored = torch.nonzero(place[batch.owner] >= 0).flatten()
+
+    def moved(flat: Tensor, owner: Tensor) -> Tensor:
+        return place[owner] * width + flat - owner * whole
+
+    part = Batch(
+        tokens=batch.tokens[index, :width],
+        position=batch.position[index, :width],
+        tree=batch.tree[index, :width],
+        branch=batch.branch[index, :width],
+        source=moved(batch.source[scored], batch.owner[scored]),
+        target=batch.target[scored],
+        owner=place[batch.owner[scored]],
+        last=moved(batch.last[index], index),
+        pairs=batch.pairs[:0],
+        n_scored=batch.n_scored[index],
+        mask=batch.mask[index, :width],
+        spans=tuple(spans[r] for r in rows),
+        n_responses=len(rows),
+    )
+    return part, scored
 
 
 class _Rows(NamedTuple):

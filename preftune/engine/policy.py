@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from preftune.data.types import Branch, Tree
 from preftune.engine.attention import FOREST, Forest, Unmodelled, register
-from preftune.engine.batch import Batch, Layout, alone, pack
+from preftune.engine.batch import Batch, Layout, alone, even_rows, pack, rows_of
 from preftune.engine.head import HeadShape, token_logps
 from preftune.errors import ModelError
 from preftune.model.attention import own_attention
@@ -61,10 +61,17 @@ class Policy(nn.Module):
             plain(model).set_attn_implementation(wanted)
         self._longest_together = _longest_together(plain(model).config)
 
-    def forward(self, batch: Batch) -> Float[Tensor, "S"]:
-        """Log-probability in nats of every scored token of the batch, in the batch's order."""
+    def forward(self, batch: Batch, *, as_packed: bool = False) -> Float[Tensor, "S"]:
+        """Log-probability in nats of every scored token of the batch, in the batch's order.
+
+        Rows of very different width are read in several passes, so that what is read is little more than the tokens that the
+        planner counts; `as_packed`: in one, so that a measurement sees all the padding.
+        """
         if self.path.alone or self._rotations_differ(batch):
             return torch.cat([self._logps(alone(batch, response)) for response in range(batch.n_responses)])
+        if self.path.layout == "rows" and not as_packed and len(groups := even_rows(batch)) > 1:
+            parts, scored = zip(*(rows_of(batch, rows) for rows in groups), strict=True)
+            return torch.cat([self._logps(part) for part in parts])[torch.cat(scored).argsort()]
         return self._logps(batch)
 
     def _rotations_differ(self, batch: Batch) -> bool:
@@ -210,7 +217,7 @@ def _score(policy: Policy, trees: Sequence[Tree]) -> Float[Tensor, "S"]:
     policy.eval()
     try:
         with torch.no_grad():
-            logps: Tensor = policy(policy.pack(trees))
+            logps: Tensor = policy(policy.pack(trees), as_packed=True)
             return logps
     finally:
         policy.train(was_training)

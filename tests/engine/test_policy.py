@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -36,6 +37,24 @@ def test_every_path_gives_the_same() -> None:
         policy = Policy(model, path)
         with tiny.Float64():
             torch.testing.assert_close(policy(policy.pack(TREES)), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom", "mamba"])
+def test_padded_rows_read_little_more_than_is_counted(name: str) -> None:
+    """Values and gradients are those of the definition, and no pass is much wider than its rows."""
+    rng = np.random.default_rng(0)
+    trees = [tiny.random_tree(rng, prompt=p, lengths=n) for p, n in [(12, [12, 11]), (2, [2, 3]), (3, [2, 2]), (2, [9, 3])]]
+    model = tiny.model(name)
+    twin, policy, read = tiny.oracle(model), Policy(model, Path("rows", "own")), []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: read.append(args[0].numel()))
+    with tiny.Float64():
+        logps, expected = policy(policy.pack(trees)), tiny.textbook(twin, trees)
+        weight = torch.linspace(-1, 2, len(logps), dtype=logps.dtype)
+        (logps * weight).sum().backward()
+        (expected * weight).sum().backward()
+    torch.testing.assert_close(logps, expected, rtol=0, atol=1e-9)
+    assert tiny.relative(tiny.gradients(model), tiny.gradients(twin)) < 1e-7
+    assert len(read) > 1 and sum(read) <= sum(policy.tokens_read(t) for t in trees) < policy.pack(trees).tokens.numel()
 
 
 def test_a_head_that_is_more_than_a_product_is_left_to_the_model() -> None:
