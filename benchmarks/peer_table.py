@@ -1,0 +1,81 @@
+"""What `peer.py` shows of its cells: the table, the plot, and what has become slower since a former run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+HEAD = [
+    "case", "TRL's setting", "steps", "tokens read a step, TRL / preftune", "CPU s/step, TRL / preftune", "by the clock",
+    "ratio (CPU)", "ratio (clock)", "loss difference", "weight drift", "reference CPU s/step, TRL / preftune",
+]  # fmt: skip
+ALLOWED = 0.9
+"""A case is slower where its ratio to TRL has fallen below this share of what it was."""
+
+
+def table(cells: list[dict[str, Any]], *, head: bool = True) -> str:
+    """Markdown."""
+    lines = [HEAD, ["---"] * len(HEAD)] if head else []
+    return "".join(f"| {' | '.join(line)} |\n" for line in [*lines, *map(row_of, cells)])
+
+
+def row_of(cell: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+
+    def both(seconds: dict[str, float], digits: int = 2) -> str:
+        return " / ".join(f"{seconds[side]:.{digits}f}" for side in ("trl", "preftune"))
+
+    threads = "" if cell["threads"] == 1 else f", {cell['threads']} threads"
+    reference = cell["reference_cpu"]
+    return [
+        f"{cell['data']}, {cell['tuning']}{threads}", cell["peer"], str(cell["n_steps"]), both(cell["tokens_read"], 0),
+        both(cell["cpu"]), both(cell["wall"]), f"**{cell['ratio_cpu']:.2f}**", f"{cell['ratio_wall']:.2f}", f"{cell['loss_difference']:.0e}",
+        f"{cell['weight_drift']:.0e}", f"{reference['trl']:.2f} / {reference['preftune']:.2f}" if reference["trl"]
+        else f"in the step / {reference['preftune']:.2f}",
+    ]  # fmt: skip
+
+
+def name_of(cell: dict[str, Any]) -> str:
+    return f"{cell['data']} {cell['tuning']}, {cell['peer']}, {cell['threads']} thread{'s' * (cell['threads'] > 1)}"
+
+
+def compared(cells: list[dict[str, Any]], former: list[dict[str, Any]]) -> list[str]:
+    """Cases that are slower by more than 10 %, by their ratio to TRL: seconds are those of one machine and one day."""
+    before = {(name_of(c), c["n_weights"]): c["ratio_cpu"] for c in former}
+    found = []
+    for cell in cells:
+        was = before.get((name_of(cell), cell["n_weights"]))
+        if was is not None and cell["ratio_cpu"] < ALLOWED * was:
+            found.append(f"{name_of(cell)}: {cell['ratio_cpu']:.2f} times TRL's speed, {was:.2f} before")
+    return found
+
+
+def plot(content: dict[str, Any], file: Path) -> None:
+    """Bars: how many times faster than each setting of TRL, with a line at equal speed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "preftune"  # the same figures give the same file
+    import matplotlib.pyplot as plt
+
+    cells = [c for c in content["cells"] if c["threads"] == 1]
+    groups = list(dict.fromkeys((c["data"], c["tuning"]) for c in cells))
+    peers = list(dict.fromkeys(c["peer"] for c in cells))
+    colours = dict(zip(peers, ("#26547c", "#4a8fb5", "#8bbfd6", "#e07a3f"), strict=False))
+    figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    at, ticks = 0.0, []
+    for data, tuning in groups:
+        mine = [c for c in cells if (c["data"], c["tuning"]) == (data, tuning)]
+        places = [at + i for i in range(len(mine))]
+        ticks.append((sum(places) / len(places), f"{data}\n{tuning}"))
+        for x, cell in zip(places, mine, strict=True):
+            axes.bar(x, cell["ratio_cpu"], width=0.85, color=colours[cell["peer"]])
+            axes.text(x, cell["ratio_cpu"], f"{cell['ratio_cpu']:.1f}", ha="center", va="bottom", fontsize=8)
+        at += len(mine) + 1
+    axes.axhline(1, color="#444444", linewidth=0.8)
+    axes.set_xticks([x for x, _ in ticks], [label for _, label in ticks])
+    axes.set_ylabel("times TRL's speed (CPU time)")
+    axes.legend([plt.Rectangle((0, 0), 1, 1, color=colours[p]) for p in peers], [f"TRL {p}" for p in peers], frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    plt.close(figure)

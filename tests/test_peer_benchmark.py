@@ -1,0 +1,66 @@
+"""The benchmark against TRL runs, its two sides take the same steps, and it says so. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "peer.py"
+
+
+def bench(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True, env=dict(os.environ))
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_quick(shared_data: Path, tmp_path: Path) -> None:
+    """Both sides: equal losses to 1e-4, nearly equal weights, a ratio in the table and in the file."""
+    file = tmp_path / "quick.json"
+    done = bench("--quick", "--data", shared_data, "--json", file, "--plot", tmp_path / "quick.svg")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(file.read_text())
+    assert {"date", "commands", "versions", "machine", "threads"} <= content["about"].keys()
+    cells = content["cells"]
+    assert [(c["data"], c["tuning"], c["peer"]) for c in cells] == [("hh", "full", "default"), ("hh", "lora", "lean")]
+    for cell in cells:
+        assert cell["loss_difference"] <= 1e-4
+        assert cell["weight_drift"] <= 1e-2
+        assert f"**{cell['ratio_cpu']:.2f}**" in done.stdout
+        assert cell["ratio_cpu"] > 0
+        assert len(cell["steps"]) == 3
+        assert cell["tokens_read"]["preftune"] < cell["tokens_read"]["trl"], "no padding, and the prompt once"
+    assert "<svg" in (tmp_path / "quick.svg").read_text()
+
+
+def test_slower_than_before_is_said(tmp_path: Path) -> None:
+    """The ratio to TRL is compared, case by case; a fall by more than a tenth is named, and is an error to whoever asks."""
+    now, before = tmp_path / "now.json", tmp_path / "before.json"
+    now.write_text(json.dumps({"about": {}, "cells": [cell("full", 8.8), cell("lora", 9.8)]}))
+    before.write_text(json.dumps({"about": {}, "cells": [cell("full", 10.0), cell("lora", 10.0)]}))
+    slower = bench("--table", now, "--compare", before)
+    assert slower.returncode == 1
+    assert "slower: hh full, default, 1 thread: 8.80 times TRL's speed, 10.00 before" in slower.stdout
+    assert "hh lora, default, 1 thread:" not in slower.stdout
+    assert bench("--table", now, "--compare", now).returncode == 0
+
+
+def cell(tuning: str, ratio: float) -> dict[str, Any]:
+    both = {"trl": ratio, "preftune": 1.0}
+    return {
+        "data": "hh", "tuning": tuning, "peer": "default", "threads": 1, "n_steps": 5, "n_weights": 10, "tokens_read": both,
+        "cpu": both, "wall": both, "ratio_cpu": ratio, "ratio_wall": ratio, "loss_difference": 0.0, "weight_drift": 0.0,
+        "reference_cpu": both,
+    }  # fmt: skip
+
+
+def test_an_unknown_case_is_refused(shared_data: Path) -> None:
+    done = bench("--data", shared_data, "--case", "hh:full:fastest")
+    assert done.returncode == 2
+    assert "hh:full:lean" in done.stderr
