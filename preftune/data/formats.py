@@ -269,8 +269,8 @@ def _strength(row: Row) -> Pair:
     confidence, margin = optional(row, "confidence"), optional(row, "margin")
     scores = [optional(row, f"score_{side}") for side in ("chosen", "rejected")]
     sure = 1.0 if confidence is None else number_of(confidence, "confidence")
-    if not 0 <= sure <= 1:
-        raise BadRow(f"confidence is {sure:g}, expected a probability from 0 to 1")
+    if not 0.5 <= sure <= 1:
+        raise BadRow(f"confidence is {sure:g}, expected a probability that chosen is better, from 0.5 (a tie) to 1")
     if margin is None and None not in scores:
         margin = number_of(scores[0], "score_chosen") - number_of(scores[1], "score_rejected")
     return Pair(0, 1, sure, 0.0 if margin is None else number_of(margin, "margin"))

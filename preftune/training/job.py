@@ -32,7 +32,7 @@ from preftune.files import json_line, storage, write_atomic
 from preftune.generate import Sampling, sample
 from preftune.model.device import pick_device
 from preftune.model.export import save_model
-from preftune.model.load import open_renderer, quiet_transformers
+from preftune.model.load import identity, open_renderer, quiet_transformers, resolve
 from preftune.run import Run
 from preftune.training import checkpoint
 from preftune.training.dist import Ranks, join
@@ -44,7 +44,7 @@ from preftune.training.prepare import (
     Said,
     check_resumable,
     check_same_data,
-    check_same_reference,
+    check_same_models,
     load_policy,
     read_data,
     require,
@@ -144,9 +144,9 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
     yield Said("path", policy.path.why)
     if ranks.main and not going_on:
         _write_start(run, config, data, ranks, device)
-    reference = None
+    reference, start = None, identity(resolve(config.model), str(precision))
     if goal.needs_reference:
-        for event in score_reference(config, policy, precision, trees, ranks, renderer.tokenizer):
+        for event in score_reference(config, policy, precision, trees, ranks, renderer.tokenizer, start=start):
             if isinstance(event, Reference):
                 reference = event
             else:
@@ -161,7 +161,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
         reference=reference.store if reference else None,
         starts_as_reference=reference is not None and reference.is_start,
         ranks=ranks,
-        state={"reference": reference.store.folder.name if reference else None},
+        state={"model": start, "reference": reference.store.folder.name if reference else None},
     )
     if going_on:
         yield from _go_on(work)
@@ -181,7 +181,7 @@ def _go_on(work: Work) -> Iterator[JobEvent]:
     if found is None:
         yield Said("resume", "no checkpoint yet: starting anew")
         return
-    check_same_reference(work.run, found.state["reference"], work.state["reference"])
+    check_same_models(work.run, found.state, work.state)
     work.resume_from = found
     yield Said("resume", f"going on after step {found.step}")
 

@@ -209,12 +209,13 @@ class Reference:
 
 
 def score_reference(
-    config: Config, policy: Policy, precision: Precision, trees: Sequence[Tree], ranks: Ranks, tokenizer: Any
+    config: Config, policy: Policy, precision: Precision, trees: Sequence[Tree], ranks: Ranks, tokenizer: Any, *, start: str
 ) -> Iterator[Said | Progress | Reference]:
-    """Scores what the store lacks, with progress; yields the Reference last. Another `reference` is loaded, used and let go."""
+    """Scores what the store lacks, with progress; yields the Reference last. Another `reference` is loaded, used and let go.
+
+    start: identity of the model that the policy starts from.
+    """
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
-    assert config.model is not None
-    start = identity(resolve(config.model), str(precision))
     frozen = start if config.reference is None else identity(resolve(config.reference), str(precision))
     store = ReferenceStore(cache, frozen)
     for file in store.damaged:
@@ -256,13 +257,14 @@ def check_same_data(run: Run, data: Data) -> None:
         raise DataError(f"{run.path}: the data are not those that this run began with; put them back, or start anew with out=")
 
 
-def check_same_reference(run: Run, before: str | None, now: str | None) -> None:
-    """Raises ModelError when the frozen reference is not the one that the checkpoint was made with."""
-    if before != now:
-        raise ModelError(
-            f"{run.path}: the weights of the model or its reference are not those that this run began with; put them back, "
-            "or start anew with out="
-        )
+def check_same_models(run: Run, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ModelError when the model or the reference is not the one that the checkpoint was made with."""
+    for name in ("model", "reference"):
+        if before.get(name) != now[name]:
+            raise ModelError(
+                f"{run.path}: the {name} is not the one that this run began with: its weights, its configuration or the "
+                "precision are others; put it back, or start anew with out="
+            )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -230,6 +230,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("prompt_chosen_rejected", PAIR | {"rejected": "a"}, "chosen and rejected are identical"),
     ("prompt_chosen_rejected", PAIR | {"chosen": "x\ud83d"}, "chosen has a lone surrogate (U+D83D) at character 1"),
     ("prompt_chosen_rejected", PAIR | {"confidence": 1.2}, "confidence is 1.2, expected a probability"),
+    ("prompt_chosen_rejected", PAIR | {"confidence": 0.3}, "better, from 0.5 (a tie) to 1"),
     ("prompt_chosen_rejected", PAIR | {"margin": "wide"}, "margin is 'wide', expected a number"),
     ("prompt_chosen_rejected", PAIR | {"margin": math.inf}, "margin is inf, expected a finite number"),
     ("prompt_chosen_rejected", PAIR | {"prompt": [{"role": "system", "content": "x"}]}, "ends with a message by the system"),

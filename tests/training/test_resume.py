@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -162,15 +163,25 @@ def test_changed_data_are_refused(world: World, tmp_path: Path) -> None:
 
 
 def test_a_changed_model_is_refused(world: World, tmp_path: Path) -> None:
-    import shutil
-
     base = shutil.copytree(world.base, tmp_path / "base")
     settings = world.settings(tmp_path / "run", **RESUMABLE, model=str(base), lora__r=2)
     words = ["train", *(f"{k}={v}" for k, v in settings.items())]
     assert finish(spawn(killed_at, words, str(tmp_path / "log"), "update", 5)) == [-signal.SIGKILL]
     shutil.copy(world.other / "model.safetensors", base)
-    with pytest.raises(ModelError, match="not those that this run began with"):
+    with pytest.raises(ModelError, match="the model is not the one that this run began with"):
         preftune.train(settings, resume=True, quiet=True)
+
+
+def test_adapters_do_not_go_on_over_another_base(world: World, tmp_path: Path) -> None:
+    """Also where no reference tells the models apart."""
+    base = tmp_path / "base"
+    shutil.copytree(world.base, base)
+    more = {"model": str(base), "loss.name": "sft", "lora__r": 2, "data": str(world.file("completions"))}
+    words = ["train", *world.words(tmp_path / "run", **RESUMABLE, **more)]
+    assert finish(spawn(killed_at, words, str(tmp_path / "log"), "update", 5)) == [-signal.SIGKILL]
+    shutil.copy(world.other / "model.safetensors", base / "model.safetensors")
+    left = cli(*words, "--resume")
+    assert left.code == 2 and "the model is not the one that this run began with" in left.err
 
 
 def test_resuming_a_finished_run_does_nothing(world: World, uninterrupted: dict[str, Run]) -> None:
