@@ -77,7 +77,7 @@ def test_train_without_a_recipe_names_its_folder_itself(world: World, tmp_path: 
 def test_the_recipes_of_the_repository(world: World, tmp_path: Path, recipe: str) -> None:
     file = Path(__file__).parents[1] / "recipes" / f"{recipe}.yaml"
     words = [f"model={world.base}", f"data={world.file('pairs')}", f"out={tmp_path / 'run'}", f"cache={tmp_path}"]
-    left = cli("train", file, *words, "batch.max_length=256", "steps=1")
+    left = cli("train", file, *words, "steps=1")  # as it stands: also a model with a short context takes it
     assert left.code == 0, left.err
 
 
