@@ -202,14 +202,14 @@ class Config(Section):
         return values if isinstance(values, Config) else _checked(_nested(values), Places())
 
     def resolved(self) -> Config:
-        """The same settings with every `null` that stands for a rule replaced by its value."""
+        """The same settings, valid from any folder: each `null` that is a rule replaced by its value, paths whole."""
         rate = self.optim.lr
         if rate is None:
             rate = (2e-5 if self.loss_name == "sft" else 1e-6) * (10 if self.lora.r else 1)
         keep = self.eval.keep or ("best" if self.eval.patience else "last")
-        return self.model_copy(
-            update={"optim": self.optim.model_copy(update={"lr": rate}), "eval": self.eval.model_copy(update={"keep": keep})}
-        )
+        evaluation = self.eval.model_copy(update={"keep": keep, "data": _absolute(self.eval.data)})
+        places = {name: _absolute(getattr(self, name)) for name in ("model", "reference", "data", "template")}
+        return self.model_copy(update={"optim": self.optim.model_copy(update={"lr": rate}), "eval": evaluation, **places})
 
     def __reduce__(self) -> tuple[Any, ...]:  # the class was made for the objective: pickle cannot find it by name
         return Config.of, (self.model_dump(),)
@@ -227,6 +227,15 @@ class Config(Section):
     def to_yaml(self) -> str:
         """YAML that `Config.load` reads back equal."""
         return dump_yaml(self.model_dump(mode="json"))
+
+
+def _absolute(place: Any) -> Any:
+    """A path that exists, whole; hub ids, names of templates and what is not there stay as they are."""
+    if isinstance(place, list):
+        return [_absolute(p) for p in place]
+    if not isinstance(place, str) or not Path(place).expanduser().exists():
+        return place
+    return str(Path(place).expanduser().resolve())
 
 
 @cache

@@ -31,11 +31,11 @@ def storage(path: Path, doing: str) -> Iterator[None]:
         if number is None:
             raise
         advice = {
-            errno.ENOSPC: "the disk is full: free some space, or choose another folder with out=",
-            errno.EDQUOT: "the disk quota is used up: free some space, or choose another folder with out=",
-            errno.EACCES: "no permission: choose a folder that you may write to, with out=",
-            errno.EPERM: "no permission: choose a folder that you may write to, with out=",
-            errno.EROFS: "the file system is read-only: choose another folder with out=",
+            errno.ENOSPC: "the disk is full: free some space, or choose another folder (out= for a run)",
+            errno.EDQUOT: "the disk quota is used up: free some space, or choose another folder (out= for a run)",
+            errno.EACCES: "no permission: choose a folder that you may write to (out= for a run)",
+            errno.EPERM: "no permission: choose a folder that you may write to (out= for a run)",
+            errno.EROFS: "the file system is read-only: choose another folder (out= for a run)",
             errno.ENOTDIR: "a part of this path is a file, not a folder",
             errno.EEXIST: "a file of this name is in the way",
         }.get(number, str(error))

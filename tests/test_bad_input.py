@@ -314,7 +314,7 @@ def test_out_without_permission(world: World, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "mkdir", denied)
     err = refused(world, tmp_path)
-    assert "no permission: choose a folder that you may write to, with out=" in err
+    assert "no permission: choose a folder that you may write to (out= for a run)" in err
 
 
 @pytest.fixture

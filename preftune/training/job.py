@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,9 +26,8 @@ import torch
 import preftune
 from preftune.config import Config
 from preftune.data.template import Renderer
-from preftune.data.types import Example
 from preftune.data.write import plain
-from preftune.errors import ConfigError, PreftuneError, StorageError
+from preftune.errors import ConfigError, Interrupted, PreftuneError, StorageError
 from preftune.files import json_line, storage, write_atomic
 from preftune.generate import Sampling, sample
 from preftune.model.device import pick_device
@@ -36,7 +36,7 @@ from preftune.model.load import identity, open_renderer, quiet_transformers, res
 from preftune.run import Run
 from preftune.training import checkpoint
 from preftune.training.dist import Ranks, join
-from preftune.training.loop import Evaluated, Saved, Step, Work, training
+from preftune.training.loop import Evaluated, Saved, Step, Work, term_interrupts, training
 from preftune.training.prepare import (
     Data,
     Progress,
@@ -81,23 +81,39 @@ def run_job(config: Config, *, resume: bool = False) -> Iterator[JobEvent]:
     quiet_transformers()
     with storage(run.path, "look into this folder"):
         missing = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
+        there = [] if missing else [file.name for file in run.path.iterdir()]
         going_on = resume and run.config_file.exists()
+        taken = run.config_file.exists()
     try:
-        for event in _job(config, run, ranks, device, going_on):
-            if ranks.main:
-                _log(run, event)
-            yield event
-    except BaseException:
-        if missing and ranks.main and not run.metrics(split="train"):
-            _remove(missing)  # nothing was trained: nothing half-written stays
+        with term_interrupts():
+            for event in _job(config, run, ranks, device, going_on):
+                if ranks.main:
+                    _log(run, event)
+                yield event
+    except BaseException as error:
+        if ranks.main and not taken and not run.metrics(split="train"):
+            _remove(run, there, missing)  # nothing was trained: nothing half-written stays
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(_how_to_go_on(run)) from None
         raise
 
 
-def _remove(folders: list[Path]) -> None:
-    shutil.rmtree(folders[0], ignore_errors=True)
-    for parent in folders[1:]:
+def _remove(run: Run, there: list[str], folders: list[Path]) -> None:
+    """Removes what a run wrote into its folder, and the folders that it made."""
+    for file in run.path.iterdir() if run.path.is_dir() else ():
+        if file.name not in there:
+            shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
+    for folder in folders:
         with suppress(OSError):  # not empty: somebody else uses it
-            parent.rmdir()
+            folder.rmdir()
+
+
+def _how_to_go_on(run: Run) -> str:
+    if run.config_file.exists():
+        return f"interrupted; what was finished is kept. Go on with: preftune train --resume out={shlex.quote(str(run.path))}"
+    return (
+        "interrupted before the first step. Reference log-probs that were scored are kept: the same command goes on from them"
+    )
 
 
 def _log(run: Run, event: JobEvent) -> None:
@@ -226,11 +242,11 @@ def _take_best(work: Work) -> Said:
     return Said("model", f"model/ holds the weights after {step} steps, the best by {metric} on held-out examples")
 
 
-def _samples(run: Run, config: Config, policy: Any, renderer: Any, examples: list[Example], when: str) -> Iterator[JobEvent]:
+def _samples(run: Run, config: Config, policy: Any, renderer: Any, asked: list[Any], when: str) -> Iterator[JobEvent]:
     """Answers the fixed prompts and writes them to samples.jsonl in the place of former ones of the same time."""
-    if not examples:
+    if not asked:
         return
-    prompts = [renderer.prompt_ids(e.prompt)[-renderer.max_length :] for e in examples]
+    examples, prompts = [e for e, _ in asked], [ids for _, ids in asked]
     settings = Sampling(temperature=config.samples.temperature, max_tokens=config.samples.max_tokens, seed=config.seed)
     try:
         replies = sample(policy.model, prompts, settings, stop_ids=renderer.stop_ids, pad_id=renderer.end_of_turn)

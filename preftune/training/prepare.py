@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from preftune.config import Config, Lora
 from preftune.data.read import Dataset, read_examples
@@ -56,7 +58,7 @@ class Data:
 
     train: Material
     held_out: Material | None
-    samples: list[Example]  # fixed prompts to answer before and after
+    samples: list[tuple[Example, NDArray[np.int32]]]  # fixed prompts to answer before and after, and their ids within the limit
     notes: list[Said] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
@@ -123,7 +125,9 @@ def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
     if unused:
         reasons = sorted({reason for _, reason in unused})
         notes.append(Said("warning", f"{len(unused)} examples are not used by {objective.name}: {'; '.join(reasons)}"))
-    data = Data(train_material, held_out_material, list(held_out or train)[: config.samples.n], notes)
+    prompts = {t.id: t.prompt for t in (held_out_material or train_material).trees}
+    samples = [(e, prompts[e.id]) for e in held_out or train if e.id in prompts][: config.samples.n]
+    data = Data(train_material, held_out_material, samples, notes)
     _check_evaluation(config, objective, data)
     data.counts = _counts(datasets, data, renderer, unused) | {"digest": data.digest()}
     return data
@@ -182,7 +186,7 @@ def _counts(datasets: dict[str, Dataset], data: Data, renderer: Renderer, unused
         "prompts_truncated": renderer.report.prompts_truncated,
         "responses_truncated": renderer.report.responses_truncated,
         "formats": {name: d.formats for name, d in datasets.items()},
-        "dropped_rows": [list(d) for d in (*renderer.report.dropped, *unused)][:1000],
+        "dropped_rows": [list(d) for d in (*renderer.report.dropped, *unused)],
     }
 
 
@@ -229,7 +233,7 @@ def score_reference(
         check_vocabulary(other, tokenizer, f"reference={config.reference}")
         model = Policy.choose(other.to(next(policy.parameters()).device), trees, autocast=precision.autocast)
     with policy.adapter_off() if config.lora.r else nullcontext():
-        for done in fill(store, model, mine, budget=4 * config.batch.tokens_per_microbatch):
+        for done in fill(store, model, mine, budget=config.batch.tokens_per_microbatch):
             yield Progress("reference", done, n_missing)
     ranks.barrier()
     if ranks.world > 1:

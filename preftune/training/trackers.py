@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,7 +44,10 @@ def _tensorboard(run: Run, first: int) -> Tracker:
 def _wandb(run: Run, first: int) -> Tracker:
     import wandb
 
-    session = wandb.init(dir=str(run.path), name=run.path.name, config=run.config().model_dump(mode="json"), resume="allow")
+    began = (run.read_json(run.env_file) or {}).get("started", "")  # written once: a resumed run is the same run there, too
+    name = hashlib.blake2b(f"{run.path.resolve()} {began}".encode(), digest_size=8).hexdigest()
+    settings = run.config().model_dump(mode="json")
+    session = wandb.init(dir=str(run.path), id=name, name=run.path.name, config=settings, resume="allow")
 
     def track(step: int, split: str, metrics: dict[str, float]) -> None:
         session.log({f"{split}/{name}": value for name, value in metrics.items()} | {"step": step})

@@ -106,12 +106,13 @@ def test_a_signal_saves_and_says_how_to_go_on(world: World, uninterrupted: dict[
     assert_same(Run.open(out), uninterrupted["full"])
 
 
-def test_ctrl_c_before_training_leaves_nothing(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_training_leaves_nothing(world: World, tmp_path: Path, number: int) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     words = ["train", *world.words(out, cache=str(tmp_path / "cache"))]
-    code = finish(spawn(signalled_at, words, str(log), "reference log-probs", 1, signal.SIGINT))
-    assert code == [130]
-    assert "Traceback" not in log.read_text() and "interrupted" in log.read_text().splitlines()[-1]
+    code = finish(spawn(signalled_at, words, str(log), "reference log-probs", 1, number))
+    assert code == [75]
+    assert "Traceback" not in log.read_text() and "interrupted before the first step" in log.read_text().splitlines()[-1]
     assert not out.exists()
 
 
