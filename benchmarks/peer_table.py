@@ -27,12 +27,12 @@ def row_of(cell: dict[str, Any]) -> list[str]:
 
     threads = "" if cell["threads"] == 1 else f", {cell['threads']} threads"
     reference = cell["reference_cpu"]
-    return [
-        f"{cell['data']}, {cell['tuning']}{threads}", cell["peer"], str(cell["n_steps"]), both(cell["tokens_read"], 0),
-        both(cell["cpu"]), both(cell["wall"]), f"**{cell['ratio_cpu']:.2f}**", f"{cell['ratio_wall']:.2f}", f"{cell['loss_difference']:.0e}",
-        f"{cell['weight_drift']:.0e}", f"{reference['trl']:.2f} / {reference['preftune']:.2f}" if reference["trl"]
-        else f"in the step / {reference['preftune']:.2f}",
-    ]  # fmt: skip
+    theirs = f"{reference['trl']:.2f}" if reference["trl"] else "in the step"
+    line = [f"{cell['data']}, {cell['tuning']}{threads}", cell["peer"], str(cell["n_steps"])]
+    line += [both(cell["tokens_read"], 0), both(cell["cpu"]), both(cell["wall"])]
+    line += [f"**{cell['ratio_cpu']:.2f}**", f"{cell['ratio_wall']:.2f}"]
+    line += [f"{cell['loss_difference']:.0e}", f"{cell['weight_drift']:.0e}"]
+    return [*line, f"{theirs} / {reference['preftune']:.2f}"]
 
 
 def name_of(cell: dict[str, Any]) -> str:
