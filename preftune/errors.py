@@ -62,6 +62,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def listing(problems: list[str], *, shown: int = 20) -> str:
-    """Problems one a line, the first `shown` of them, then how many more there are."""
+    """Problems, `place: reason`, one a line, the first `shown` of them, then how many more there are.
+
+    A long reason that stood before is not written out again.
+    """
+    lines, said = [], set()
+    for problem in problems[:shown]:
+        place, _, reason = problem.partition(": ")
+        lines.append(f"  {place}: the same" if len(reason) > 40 and reason in said else f"  {problem}")
+        said.add(reason)
     more = len(problems) - shown
-    return "\n".join(f"  {p}" for p in problems[:shown]) + (f"\n  … and {more} more" if more > 0 else "")
+    return "\n".join(lines) + (f"\n  … and {more} more" if more > 0 else "")
