@@ -75,8 +75,8 @@ def material(trees: Sequence[Tree], record: type[Tokens] | type[RefPairs], *, na
         kept.append(shaped)
         units.append(len(shaped.pairs) if record is RefPairs else sum(int(b.scored.sum()) for b in shaped.branches))
     if not kept:
-        reason = dropped[0][1] if dropped else "there are no examples"
-        raise DataError(f"loss.name={name}: none of the {len(trees)} examples can be used: {reason}")
+        reason = f"the first: {dropped[0][1]}" if dropped else "there are none"
+        raise DataError(f"loss.name={name}: none of the {len(trees)} examples can be used; {reason}")
     notes = []
     if record is Tokens and any(t.pairs for t in trees):
         notes.append("the data are preferences: sft trains on the chosen responses alone (preferred fine-tuning)")
@@ -86,9 +86,9 @@ def material(trees: Sequence[Tree], record: type[Tokens] | type[RefPairs], *, na
 def _for_pairs(tree: Tree) -> Tree | str:
     clear = [p for p in tree.pairs if p.confidence > 0.5]
     if not clear:
-        return (
-            "a tie: neither response is preferred" if tree.pairs else "it has no preference (no chosen and rejected response)"
-        )
+        if tree.pairs:
+            return "a tie: neither response is preferred"
+        return "it has no preference (no chosen and rejected response); demonstrations are for loss.name=sft"
     used = sorted({k for p in clear for k in p[:2]})
     new = {old: k for k, old in enumerate(used)}
     pairs = tuple(Pair(new[p.winner], new[p.loser], p.confidence, p.margin) for p in clear)

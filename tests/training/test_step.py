@@ -296,7 +296,9 @@ def test_sft_never_trains_on_a_loser(given_: Tree, expected: list[int]) -> None:
 
 @pytest.mark.parametrize(("record", "given_"), [(RefPairs, tree(k=1)), (Tokens, tree(labels=(False,), k=1)), (Tokens, None)])
 def test_nothing_left_is_said(record: Any, given_: Tree | None) -> None:
-    with pytest.raises(PreftuneError, match=r"loss.name=x: none of the [01] examples can be used: \w"):
+    with pytest.raises(
+        PreftuneError, match=r"loss.name=x: none of the [01] examples can be used; (the first: \w|there are none)"
+    ):
         material([given_] if given_ else [], record, name="x")
 
 
