@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +32,9 @@ Words = Annotated[list[str] | None, typer.Argument(help="A recipe (YAML file) an
 
 def main() -> None:
     """Runs the command line. A user's mistake prints its message and leaves with its exit code; no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal or a pipe that knows ASCII alone gets \u… and no traceback
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except SystemExit as leave:
@@ -40,15 +46,35 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
 
 
+def _print_version(asked: bool) -> bool:
+    if asked:
+        import preftune
+
+        print(f"preftune {preftune.__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What stands before the verb."""
+
+
 def _settings(words: list[str] | None) -> tuple[str | None, list[str]]:
     """The recipe (the words without "=", at most one) and the key=value words."""
+    if flags := [w for w in words or [] if w.startswith("-")]:
+        raise ConfigError(f"{flags[0]}: no such option; settings are given as key=value, without dashes, such as optim.lr=1e-4")
     recipes = [w for w in words or [] if "=" not in w]
     if len(recipes) > 1:
         raise ConfigError(f"expected at most one recipe, got {', '.join(recipes)}; settings are given as key=value")
     return (recipes[0] if recipes else None), [w for w in words or [] if "=" in w]
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # `--lr 1e-4` then comes as words, to say how it is given
 def train(
     words: Words = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in out=, bit for bit.")] = False,
@@ -60,6 +86,8 @@ def train(
 
     recipe, settings = _settings(words)
     config = Config.load(recipe, settings)
+    if resume and config.out is None:
+        raise ConfigError("--resume: give the folder of the run to go on with, as out=PATH")
     if resume and config.out and recipe is None and all(w.startswith("out=") for w in settings):
         config = Run.open(config.out).config().model_copy(update={"out": config.out})
     from preftune.training.prepare import require
@@ -144,18 +172,41 @@ def _answer(conversation: Any, text: str) -> None:
 
 
 def _talk(conversation: Any) -> None:
-    interactive = sys.stdin.isatty()
+    """A line in, an answer out, until /quit or the end of input."""
+    if not sys.stdin.isatty():
+        _each_line(conversation, "", _answer)
+        return
+    print("/new starts over, /quit leaves, Ctrl-C breaks off an answer", file=sys.stderr)
+    if _each_line(conversation, "you> ", _answer_in_talk):
+        print()
+
+
+def _each_line(conversation: Any, mark: str, answer: Callable[[Any, str], None]) -> bool:
+    """Answers line by line; whether it was the input that ended."""
     while True:
         try:
-            text = input("you> " if interactive else "").strip()
+            text = input(mark).strip()
         except EOFError:
-            return
+            return True
         if text in ("/quit", "/exit"):
-            return
+            return False
         if text == "/new":
             conversation.restart()
         elif text:
-            _answer(conversation, text)
+            answer(conversation, text)
+
+
+def _answer_in_talk(conversation: Any, text: str) -> None:
+    """At a terminal Ctrl-C breaks off an answer, and what cannot be answered does not end the conversation."""
+    if re.fullmatch(r"/[a-z]+", text):
+        print(f"{text}: no such command; there are /new and /quit", file=sys.stderr)
+        return
+    try:
+        _answer(conversation, text)
+    except KeyboardInterrupt:
+        print()
+    except PreftuneError as error:
+        print(f"{error}\n/new starts over", file=sys.stderr)
 
 
 @app.command()

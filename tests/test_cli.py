@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import select
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from worlds import World, cli, command, finish, read_jsonl, spawn
 
+import preftune
+from preftune.cli import _talk
 from preftune.config import Config
+from preftune.errors import DataError
 from preftune.registry import LOSSES
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "matplotlib", "pydantic", "peft")
@@ -122,8 +127,6 @@ def test_report_is_written_again_from_the_files(world: World, tmp_path: Path) ->
 
 
 def test_one_answer_and_a_piped_conversation(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
     words = ("chat", world.base, "--max-tokens", "8", "--temperature", "0")
     first = cli(*words, "--prompt", "Hello")
     assert first.code == 0 and first.out.endswith("\n") and len(first.out) > 1
@@ -135,6 +138,36 @@ def test_one_answer_and_a_piped_conversation(world: World, monkeypatch: pytest.M
     assert said.out.startswith(first.out) and said.out.endswith(first.out)
     assert said.out != 3 * first.out, "the second answer knows the first"
     assert len(answers) >= 3
+
+
+class Terminal(io.StringIO):
+    """Lines typed by a person."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_conversation_at_a_terminal_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Model:
+        asked: list[str] = []
+
+        def answer(self, text: str) -> Iterator[str]:
+            self.asked.append(text)
+            yield "an "
+            if text == "long":
+                raise KeyboardInterrupt
+            if text == "full":
+                raise DataError("the context is full")
+            yield "answer"
+
+    monkeypatch.setattr("sys.stdin", Terminal("long\nfull\n/nwe\nshort\n"))
+    _talk(Model())
+    out, err = capsys.readouterr()
+    assert Model.asked == ["long", "full", "short"] and out.endswith("an answer\nyou> \n")
+    assert "/new starts over" in err.splitlines()[0] and "the context is full\n/new" in err and "/nwe: no such command" in err
+    monkeypatch.setattr("sys.stdin", io.StringIO("full\n"))
+    with pytest.raises(DataError):
+        _talk(Model())
 
 
 def test_nothing_but_text_in_a_pipe(world: World, tmp_path: Path) -> None:
@@ -175,6 +208,34 @@ def test_a_pipe_that_is_closed_early_gives_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-m", "preftune", "config"], stdout=theirs, stderr=subprocess.PIPE, text=True)
     os.close(theirs)
     assert done.returncode == 1 and done.stderr == ""
+
+
+def test_a_stream_of_ascii_alone_gives_no_traceback() -> None:
+    left = subprocess.run(
+        [sys.executable, "-m", "preftune", "config"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert left.returncode == 0 and b"\\u2026" in left.stdout
+
+
+def test_version() -> None:
+    assert cli("--version").out == f"preftune {preftune.__version__}\n"
+
+
+def test_flags_in_the_place_of_settings_are_answered(tmp_path: Path) -> None:
+    for words in (["--lr", "1e-4"], ["--optim.lr=1e-4"], ["--fast"]):
+        left = cli("train", "model=m", "data=d", *words)
+        assert left.code == 2 and "no such option; settings are given as key=value" in left.err and words[0] in left.err
+    left = cli("train", "--resume")
+    assert left.code == 2 and "--resume: give the folder" in left.err
+
+
+def test_a_run_is_scored_from_another_folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world.base.parent)
+    words = [f"model={world.base.name}", f"data={world.file('pairs')}", f"out={tmp_path / 'run'}", f"cache={tmp_path}"]
+    assert cli("train", *words, "steps=1", "samples.n=0").code == 0
+    monkeypatch.chdir(tmp_path)
+    left = cli("score", "--model", "run", "--data", world.file("held_out"))
+    assert left.code == 0 and "ref_logp_sum" in left.out, left.err
 
 
 def test_unknown_verbs_and_options_leave_with_2() -> None:
