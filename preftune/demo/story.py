@@ -6,7 +6,10 @@ Only the world is special: it is small, and its reward is known exactly.
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -282,6 +285,9 @@ def _write_evaluation(told: _Told, verdict: str, worked: bool, rows: list[tuple[
 def _print_next(console: Console, told: _Told) -> None:
     data, out = told.out / "preferences.jsonl", told.out
     console.print("\nWhat to try next")
+    activate = Path(sys.executable).with_name("activate")
+    if shutil.which("preftune") is None and activate.exists():
+        console.print(f"  . {shlex.quote(os.path.relpath(activate))}")
     console.print(f'  preftune chat {out}/dpo --prompt "{escape(plain_text(told.prompts[0].prompt))}"')
     console.print(f"  preftune score --model {out}/dpo --data {data}")
     console.print(f"  preftune train model={out}/sft/model data={data} loss.beta=0.5 optim.lr=1e-3 out={out}/beta-0.5")
