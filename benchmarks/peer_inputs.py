@@ -23,7 +23,7 @@ class Source:
 
 SETS = {
     "hh": Source("hh_rlhf/harmless-base.test.subset.jsonl.gz", "long prompts, short answers"),
-    "alpaca": Source("alpaca_eval/annotations/claude-2.1_concise.json.gz", "short prompts, long answers"),
+    "alpaca": Source("alpaca_eval/annotations/FuseChat-Llama-3.1-8B-Instruct.json.gz", "short prompts, long answers"),
 }
 
 
