@@ -282,7 +282,7 @@ def about(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "commands": ["python benchmarks/peer.py " + " ".join(sys.argv[1:])],
-        "commit": git.stdout.strip() or None,
+        "commits": [git.stdout.strip()],
         "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
         "machine": f"{cpu[0] if cpu else platform.machine()}, {os.cpu_count()} CPUs",
         "threads": given.threads,
@@ -331,7 +331,8 @@ def run_cells(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     content = {"about": about(given), "cells": cells}
     if given.json and given.json.exists():
         former = json.loads(given.json.read_text())
-        content["about"]["commands"] = list(dict.fromkeys([*former["about"]["commands"], *content["about"]["commands"]]))
+        for said in ("commands", "commits"):
+            content["about"][said] = list(dict.fromkeys([*former["about"][said], *content["about"][said]]))
         new = {(*key, given.threads) for key in given.cells}
         cells += [c for c in former["cells"] if (c["data"], c["tuning"], c["peer"], c["threads"]) not in new]
     for key in given.cells:
