@@ -88,8 +88,8 @@ def train(
     config = Config.load(recipe, settings)
     if resume and config.out is None:
         raise ConfigError("--resume: give the folder of the run to go on with, as out=PATH")
-    if resume and config.out and recipe is None and all(w.startswith("out=") for w in settings):
-        config = Run.open(config.out).config().model_copy(update={"out": config.out})
+    if resume and config.out and recipe is None and config.model is None:  # the run's own settings, and these words over them
+        config = Config.load(Run.open(config.out).config_file, settings)
     from preftune.training.prepare import require
 
     require(config)
@@ -256,7 +256,7 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-run"),
     quick: Annotated[bool, typer.Option("--quick", help="Smaller, under a minute.")] = False,
-    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same numbers on the same machine.")] = 0,
 ) -> None:
     """The whole story on a small world whose true reward is known: base model, preferences, DPO, and whether it worked."""
     from preftune.demo.story import FULL, QUICK, tell

@@ -230,7 +230,7 @@ def real_pages() -> Iterator[None]:
         preftune.api.write_report = blank_page
 
 
-TIMINGS = ("tokens_per_second",)
+TIMINGS = ("tokens_per_second", "seconds")
 
 
 def timeless(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

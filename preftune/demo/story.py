@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -29,11 +30,10 @@ from preftune.data.types import Example, Judgment
 from preftune.data.write import plain, write_examples
 from preftune.demo.rubric import Grade, grade, plain_text, reward
 from preftune.demo.world import World, build_tokenizer
-from preftune.engine.policy import Path as ScoringPath
 from preftune.engine.policy import Policy
 from preftune.errors import StorageError
 from preftune.evaluate.estimate import Estimate, mean, win_rate
-from preftune.evaluate.kl import KL, kl_on_samples
+from preftune.evaluate.kl import KL, kl_on_samples, trees_of
 from preftune.files import append_lines, make_folder, storage, write_atomic
 from preftune.generate import Reply, Sampling, sample
 from preftune.label.rule import label_by_rule
@@ -46,9 +46,9 @@ from preftune.run import Run
 class Size:
     """How much of everything the demo makes."""
 
-    demonstrations: int = 6000
+    demonstrations: int = 10_000
     sft_epochs: int = 3
-    prompts: int = 800
+    prompts: int = 1600
     replies: int = 4
     dpo_epochs: int = 2
     eval_prompts: int = 256
@@ -56,7 +56,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(demonstrations=4000, prompts=400, eval_prompts=128)
+QUICK = Size(demonstrations=6000, prompts=600, eval_prompts=128)
 BETA, LEARNING_RATE = 0.1, 1e-3
 _SHARES = ("right_fix", "apology", "rude", "malformed")
 LABEL_NOISE = 1.0  # temperature of the Bradley-Terry draw, in units of the reward: about one label in ten is wrong
@@ -87,6 +87,7 @@ def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
     """Runs the demo into `out` and prints the story. Returns 0 if alignment worked, 1 if it did not."""
     started = time.perf_counter()
     console = Console(highlight=False, soft_wrap=True)
+    torch.set_num_threads(1)  # for matrices this small a second thread gains little, and on a busy machine it costs a lot
     _make_room(out)
     quiet_transformers()
     world = World(seed)
@@ -125,7 +126,6 @@ def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
 
 def make_base(world: World, folder: Path, *, seed: int) -> Path:
     """An untrained Llama-style model of about 100,000 weights, with the world's tokenizer."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = build_tokenizer(world.vocabulary, folder)
@@ -212,9 +212,10 @@ def measure(run: Run, prompts: Sequence[Example], size: Size, seed: int) -> Meas
 
 def divergence(run: Run, reference: Run, prompts: Sequence[Example], replies: list[list[Reply]]) -> KL:
     """KL of the run's model from the reference's, on the run's own replies."""
-    path = ScoringPath("forest", "own")
     ids = _prompt_ids(run, prompts)
-    return kl_on_samples(Policy(load_model(run.model), path), Policy(load_model(reference.model), path), ids, replies)
+    trees = trees_of(ids, replies)
+    policy, frozen = (Policy.choose(load_model(r.model), trees) for r in (run, reference))
+    return kl_on_samples(policy, frozen, trees)
 
 
 def _replies(run: Run, prompts: Sequence[Example], sampling: Sampling) -> tuple[Renderer, list[list[Reply]]]:
@@ -262,6 +263,12 @@ def _verdict(console: Console, told: _Told) -> bool:
         f"{mean(before.rewards()).value:.2f} to {mean(after.rewards()).value:.2f}, a gain of {gain} (95 % CI), "
         f"and replies beat the SFT model's in {wins.value:.1%} [{wins.low:.1%}, {wins.high:.1%}] of comparisons."
     )
+    cost, was = after.share("malformed"), before.share("malformed")
+    if cost.low > was.high:
+        verdict += (
+            f" It had a price: malformed replies went from {was.value:.0%} to {cost.value:.0%}, since offline preferences push "
+            "the model to where it has no samples; a larger loss.beta or fresh samples from the new model lower that."
+        )
     _write_evaluation(told, verdict, worked, rows)
     write_report(told.dpo)
     _print_table(console, rows)

@@ -22,23 +22,20 @@ class KL(NamedTuple):
     per_token: Estimate
 
 
-def kl_on_samples(
-    policy: Policy,
-    reference: Policy,
-    prompts: Sequence[NDArray[np.int32]],
-    replies: Sequence[Sequence[Reply]],
-    *,
-    budget: int = 8192,
-) -> KL:
-    """Mean over replies y ~ policy of log π(y|x) − log π_ref(y|x).
-
-    The replies must be drawn at temperature 1 without truncation: only then is the mean the KL. Both models score the same
-    tokens by the same path, so that rounding cancels. [prompt][reply]; `budget` is in tokens.
-    """
-    trees = [
+def trees_of(prompts: Sequence[NDArray[np.int32]], replies: Sequence[Sequence[Reply]]) -> list[Tree]:
+    """One tree a prompt, with the replies that were sampled for it as branches. [prompt][reply]."""
+    return [
         Tree(str(i), prompt, tuple(Branch(r.ids, np.ones(len(r.ids), np.bool_)) for r in answers))
         for i, (prompt, answers) in enumerate(zip(prompts, replies, strict=True))
     ]
+
+
+def kl_on_samples(policy: Policy, reference: Policy, trees: Sequence[Tree], *, budget: int = 8192) -> KL:
+    """Mean over replies y ~ policy of log π(y|x) − log π_ref(y|x).
+
+    trees: prompts with the policy's own replies (`trees_of`), drawn at temperature 1 without truncation: only then is the mean
+    the KL. budget: tokens in one forward pass.
+    """
     ratios: list[list[float]] = []
     per_token: list[list[float]] = []
     for ours, theirs in zip(logps_of_all(policy, trees, budget), logps_of_all(reference, trees, budget), strict=True):

@@ -85,6 +85,8 @@ def run_job(config: Config, *, resume: bool = False) -> Iterator[JobEvent]:
         going_on = resume and run.config_file.exists()
         taken = run.config_file.exists()
     try:
+        if resume and not going_on:
+            yield Said("resume", f"{run.path} holds no run yet: this one starts anew")
         with term_interrupts():
             for event in _job(config, run, ranks, device, going_on):
                 if ranks.main:

@@ -187,6 +187,8 @@ def _step(work: Work, outer: nn.Module, optimizer: torch.optim.Optimizer, watch:
     metrics |= {
         "grad_norm": grad_norm,
         "learning_rate": lr,
+        "tokens": n_tokens,
+        "seconds": seconds,
         "tokens_per_second": n_tokens / seconds,
         "weights_moved": moved,
         "epoch": (index + 1) / plan.steps_per_epoch,

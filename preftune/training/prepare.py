@@ -73,10 +73,12 @@ class Data:
 
 def require(config: Config) -> None:
     """Raises ConfigError where a setting that has no default is missing, or where two contradict each other."""
-    if config.model is None:
-        raise ConfigError("model: give the folder or hub id of the model to train, as model=PATH")
-    if config.data is None:
-        raise ConfigError("data: give the file with the preferences, as data=FILE")
+    needed = {
+        "model": (config.model, "give the folder or hub id of the model to train, as model=PATH"),
+        "data": (config.data, "give the file with the preferences, as data=FILE"),
+    }
+    if absent := [f"{name}: {what}" for name, (value, what) in needed.items() if value is None]:
+        raise ConfigError("\n".join(absent))
     if not config.lora.r:
         unused = [f"lora.{name}" for name, value in config.lora if value != getattr(Lora(), name)]
         if unused:
@@ -119,7 +121,9 @@ def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
             notes.append(Said("data", "all examples share one prompt: none is held out for evaluation"))
     train_material = material(build_trees(train, renderer), objective.record, name=objective.name)
     held_out_material = _held_out(config, held_out, renderer, objective)
-    notes += [Said("tokens", line) for line in (*renderer.describe(), *renderer.report.lines())]
+    if any(not isinstance(e.prompt, str) for e in [*train, *held_out]):
+        notes += [Said("tokens", line) for line in renderer.describe()]
+    notes += [Said("tokens", line) for line in renderer.report.lines()]
     notes += [Said("data", line) for line in train_material.notes]
     unused = [*train_material.dropped, *(held_out_material.dropped if held_out_material else [])]
     if unused:
