@@ -62,7 +62,7 @@ class Cell:
     loss_difference: float  # largest of all steps, relative
     weight_drift: float  # ‖theirs − ours‖ / ‖update‖
     reference_cpu: dict[str, float]  # once for all steps, in seconds a step's worth of pairs
-    steps: list[dict[str, list[float]]]  # CPU and clock, of all steps, with the warm-up
+    steps: list[dict[str, list[float]]]  # CPU, clock, loss, of all steps, with the warm-up
 
 
 class Ours:
@@ -119,10 +119,8 @@ def measure(key: tuple[str, str, str], inputs: Path, given: argparse.Namespace) 
             theirs = watch(trainer, after_step=ours.step)
             trainer.train()
         mine = ours.finish()
-        difference = max(
-            abs(step.loss - row["loss"]) / abs(row["loss"])
-            for step, row in zip(ours.steps, (r for r in trainer.state.log_history if "loss" in r), strict=True)
-        )
+        logged = (row["loss"] for row in trainer.state.log_history if "loss" in row)
+        losses = [(loss, step.loss) for loss, step in zip(logged, ours.steps, strict=True)]
         read = {"preftune": statistics.mean(s.n_tokens for s in ours.steps)}
         read["trl"] = statistics.mean(tokens_read(trainer, peer, ours.config.batch.pairs_per_step))
         kept = slice(given.warmup, None)
@@ -133,9 +131,9 @@ def measure(key: tuple[str, str, str], inputs: Path, given: argparse.Namespace) 
             cpu={"trl": middle(t[0] for t, _ in pairs), "preftune": middle(o[0] for _, o in pairs)},
             wall={"trl": middle(t[1] for t, _ in pairs), "preftune": middle(o[1] for _, o in pairs)},
             ratio_cpu=middle(t[0] / o[0] for t, o in pairs), ratio_wall=middle(t[1] / o[1] for t, o in pairs),
-            loss_difference=difference, weight_drift=drift(mine, learned(trainer), start),
+            loss_difference=max(abs(a - b) / abs(a) for a, b in losses), weight_drift=drift(mine, learned(trainer), start),
             reference_cpu={"trl": sum(r[0] for r in reference) / n_steps, "preftune": ours.reference[0] / n_steps},
-            steps=[{"trl": list(t), "preftune": list(o)} for t, o in zip(theirs, ours.seconds, strict=True)],
+            steps=[{"trl": [*t, a], "preftune": [*o, b]} for t, o, (a, b) in zip(theirs, ours.seconds, losses, strict=True)],
         )  # fmt: skip
     del trainer, ours, start, mine
     gc.collect()

@@ -1,4 +1,4 @@
-"""Where the CPU time of preftune's step goes: shares by kind of work, from torch's profiler."""
+"""Where the time of preftune's step goes: shares by kind of work, from torch's profiler (seconds by the clock)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def profile(ours: Any) -> str:
     ours.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as recorded:
         ours.step()
+    ours.finish()
     shares: Counter[str] = Counter()
     single: Counter[str] = Counter()
     for event in recorded.key_averages(group_by_input_shape=True):
