@@ -1,4 +1,7 @@
-"""Examples out: a JSONL file that reads back as the same examples (format `prompt_responses`)."""
+"""Examples out: a JSONL file that reads back as the same prompts, responses, pairs and scores (format `prompt_responses`).
+
+Labels, margins and splits have no place in that format: an example that has labels is refused.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.types import Example, Message
+from preftune.errors import DataError
 from preftune.files import json_line, write_atomic
 
 
@@ -18,7 +22,9 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
 
 
 def row_of(example: Example) -> dict[str, Any]:
-    """One example as a row: id, prompt, responses, and the pairs or scores that it has."""
+    """One example as a row: id, prompt, responses, and the pairs or scores that it has. Raises DataError for labels."""
+    if example.labels:
+        raise DataError(f"{example.source or example.id}: labels cannot be written in this format, which holds preferences")
     row: dict[str, Any] = {
         "id": example.id,
         "prompt": plain(example.prompt),
