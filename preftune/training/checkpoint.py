@@ -56,10 +56,13 @@ def save(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, stat
         write_atomic(temporary / "state.json", json.dumps(state))
         manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(temporary.iterdir())}
         write_atomic(temporary / "manifest.json", json.dumps(manifest))
-        if final.exists():
-            shutil.rmtree(final)
+        _put_back(folder)
+        aside = folder / f".{final.name}.old"
+        if final.exists():  # never a moment without a whole checkpoint: a crash from here on is mended by `newest`
+            os.replace(final, aside)
         os.replace(temporary, final)
         sync_folder(folder)
+        shutil.rmtree(aside, ignore_errors=True)
         for old in _in_order(folder)[:-keep]:
             shutil.rmtree(old)
     return final
@@ -68,12 +71,23 @@ def save(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, stat
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
     problems: list[str] = []
+    _put_back(folder)
     for candidate in reversed(_in_order(folder)):
         problem = _damage(candidate)
         if problem is None:
             return Checkpoint(candidate, json.loads((candidate / "state.json").read_text())), problems
         problems.append(f"{candidate}: not used: {problem}")
     return None, problems
+
+
+def _put_back(folder: Path) -> None:
+    """Undoes a replacement that a crash broke off: the former checkpoint returns, unless the new one is in its place."""
+    for aside in folder.glob(".step-*.old"):
+        final = folder / aside.name.removeprefix(".").removesuffix(".old")
+        if final.exists():
+            shutil.rmtree(aside)
+        else:
+            os.replace(aside, final)
 
 
 def _in_order(folder: Path) -> list[Path]:

@@ -73,6 +73,32 @@ def test_a_step_may_be_saved_again(tmp_path: Path) -> None:
     assert found is not None and found.state["finished"] is True
 
 
+@pytest.mark.parametrize("crash_at", [1, 2])
+def test_a_crash_while_a_step_is_saved_again_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    save(tmp_path, 5, keep=1, finished=False)
+    replace, folders = os.replace, []
+
+    def crashing(source: Any, target: Any) -> None:
+        if Path(target).parent == tmp_path:
+            folders.append(target)
+            if len(folders) == crash_at:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", crashing)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 5, keep=1, finished=True)
+    monkeypatch.undo()
+    found, problems = checkpoint.newest(tmp_path)
+    assert found is not None and not problems and found.state["finished"] is False
+    save(tmp_path, 5, keep=1, finished=True)
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None and found.state["finished"] is True
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000005"], "no litter"
+
+
 @given(name=st.sampled_from(["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]),
        how=st.sampled_from(["flip", "cut", "gone", "empty"]), where=st.floats(0, 0.999))  # fmt: skip
 def test_any_damage_is_found(tmp_path_factory: pytest.TempPathFactory, name: str, how: str, where: float) -> None:
