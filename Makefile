@@ -8,7 +8,7 @@ BIN     := .venv/bin
 STAMP   := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types clean
+.PHONY: help install demo test bench lint format types clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: $(STAMP)  ## the whole story on a small world, in minutes on a laptop's CP
 
 test: $(STAMP)  ## all tests that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+bench: $(STAMP)  ## the same training steps by TRL beside ours, compared with the table in docs/ (an hour; data in PREFTUNE_DATA)
+	$(BIN)/python benchmarks/peer.py --json runs/bench.json --compare docs/performance.json
 
 lint: $(STAMP)  ## ruff: rules and layout
 	$(BIN)/ruff check .
