@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
+from preftune.engine.linear import product_t
+
 _BLOCK_ELEMENTS = 1 << 23  # logits made at once: 32 MiB in float32
 _KEPT_ELEMENTS = 1 << 26  # probabilities kept for the backward pass: 256 MiB in float32
 
@@ -63,7 +65,7 @@ class _Head(NamedTuple):
 
     def logits(self, hidden: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
         """Logits of some rows, in float32 or better."""
-        logits = hidden @ self.weight.T
+        logits = product_t(hidden, self.weight)
         if self.bias is not None:
             logits += self.bias
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -109,7 +111,7 @@ class _FrozenHead(Function):
             parts.append(_softmax_(logits, target[rows]))
             logits.neg_().scatter_add_(1, target[rows, None], torch.ones_like(parts[-1])[:, None])
             logits *= slope
-            torch.mm(logits.to(hidden.dtype), head.weight, out=unit[rows])
+            unit[rows] = product_t(logits.to(hidden.dtype), head.weight.T)
         ctx.save_for_backward(unit)
         return torch.cat(parts) if parts else _logps(hidden, target, head)
 
@@ -161,9 +163,9 @@ class _LearningHead(Function):
                 block *= slope
             block = block.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(block, head.weight, out=grad_hidden[rows])
+                grad_hidden[rows] = product_t(block, head.weight.T)
             if need_weight and grad_weight is None:
-                grad_weight = (block.T @ hidden[rows]).to(weight.dtype)
+                grad_weight = product_t(block.T, hidden[rows].T).to(weight.dtype)
             elif grad_weight is not None and weight.dtype == hidden.dtype:
                 grad_weight.addmm_(block.T, hidden[rows])
             elif grad_weight is not None:

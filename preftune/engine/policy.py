@@ -27,6 +27,7 @@ from preftune.data.types import Branch, Tree
 from preftune.engine.attention import FOREST, Forest, Unmodelled, register
 from preftune.engine.batch import Batch, Layout, alone, even_rows, pack, rows_of
 from preftune.engine.head import HeadShape, token_logps
+from preftune.engine.linear import use_fast_products
 from preftune.errors import ModelError
 from preftune.model.attention import own_attention
 from preftune.model.lora import plain
@@ -59,6 +60,7 @@ class Policy(nn.Module):
         wanted = FOREST if path.layout == "forest" else own_attention(model)
         if wanted != plain(model).config._attn_implementation:
             plain(model).set_attn_implementation(wanted)
+        use_fast_products(model, path.head == "own")
         self._longest_together = _longest_together(plain(model).config)
 
     def forward(self, batch: Batch, *, as_packed: bool = False) -> Float[Tensor, "S"]:
