@@ -107,5 +107,7 @@ class Run:
         return read_jsonl(self.samples_file)
 
     def log_samples(self, rows: list[dict[str, Any]]) -> None:
-        """Adds answers to samples.jsonl."""
-        append_lines(self.samples_file, rows)
+        """Writes answers to samples.jsonl in the place of former ones of the same `when`: a resumed run answers again."""
+        again = {row["when"] for row in rows}
+        kept = [row for row in self.samples() if row["when"] not in again]
+        write_atomic(self.samples_file, "".join(json_line(row) for row in kept + rows))

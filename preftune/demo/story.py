@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -65,10 +66,10 @@ LABEL_NOISE = 1.0  # temperature of the Bradley-Terry draw, in units of the rewa
 class Measured(NamedTuple):
     """A model on the held-out prompts."""
 
+    prompts: list[NDArray[np.int32]]
     replies: list[list[Reply]]
     texts: list[list[str]]
     grades: list[list[Grade]]
-    seconds: float
 
     def rewards(self) -> list[list[float]]:
         """[prompt][reply] true rewards."""
@@ -188,7 +189,7 @@ def dpo_settings(sft: Run, data: Path, out: Path, size: Size, seed: int) -> dict
 def collect(run: Run, world: World, size: Size, seed: int) -> list[Example]:
     """Each train prompt with the model's own replies; empty ones and those about a held-out item are left out, and counted."""
     prompts = world.prompts(size.prompts, split="train")
-    renderer, replies = _replies(run, prompts, Sampling(n=size.replies, max_tokens=size.max_tokens, seed=seed))
+    renderer, _, replies = _replies(run, prompts, size, seed)
     examples, n_kept = [], 0
     for prompt, answers in zip(prompts, replies, strict=True):
         decoded = [renderer.decode(r.ids) for r in answers]
@@ -203,30 +204,27 @@ def collect(run: Run, world: World, size: Size, seed: int) -> list[Example]:
 
 def measure(run: Run, prompts: Sequence[Example], size: Size, seed: int) -> Measured:
     """Replies of a run's model to `prompts`, graded by the true reward."""
-    started = time.perf_counter()
-    renderer, replies = _replies(run, prompts, Sampling(n=size.replies, max_tokens=size.max_tokens, seed=seed))
+    renderer, ids, replies = _replies(run, prompts, size, seed)
     texts = [[renderer.decode(r.ids) for r in answers] for answers in replies]
     grades = [[grade(e.prompt, text) for text in row] for e, row in zip(prompts, texts, strict=True)]
-    return Measured(replies, texts, grades, time.perf_counter() - started)
+    return Measured(ids, replies, texts, grades)
 
 
-def divergence(run: Run, reference: Run, prompts: Sequence[Example], replies: list[list[Reply]]) -> KL:
+def divergence(run: Run, reference: Run, measured: Measured) -> KL:
     """KL of the run's model from the reference's, on the run's own replies."""
-    ids = _prompt_ids(run, prompts)
-    trees = trees_of(ids, replies)
+    trees = trees_of(measured.prompts, measured.replies)
     policy, frozen = (Policy.choose(load_model(r.model), trees) for r in (run, reference))
     return kl_on_samples(policy, frozen, trees)
 
 
-def _replies(run: Run, prompts: Sequence[Example], sampling: Sampling) -> tuple[Renderer, list[list[Reply]]]:
+def _replies(
+    run: Run, prompts: Sequence[Example], size: Size, seed: int
+) -> tuple[Renderer, list[NDArray[np.int32]], list[list[Reply]]]:
+    """The run's way with text, the prompts as ids, and replies to them drawn at temperature 1."""
     renderer = open_renderer(run.model)
     ids = [renderer.prompt_ids(e.prompt) for e in prompts]
-    return renderer, sample(load_model(run.model), ids, sampling, stop_ids=renderer.stop_ids, pad_id=renderer.end_of_turn)
-
-
-def _prompt_ids(run: Run, prompts: Sequence[Example]) -> list[Any]:
-    renderer = open_renderer(run.model)
-    return [renderer.prompt_ids(e.prompt) for e in prompts]
+    sampling = Sampling(n=size.replies, max_tokens=size.max_tokens, seed=seed)
+    return renderer, ids, sample(load_model(run.model), ids, sampling, stop_ids=renderer.stop_ids, pad_id=renderer.end_of_turn)
 
 
 class _Told(NamedTuple):
@@ -243,7 +241,7 @@ class _Told(NamedTuple):
 def _verdict(console: Console, told: _Told) -> bool:
     """Compares the two models, writes evaluation and report, prints both, and says whether alignment worked."""
     before, after = told.before, told.after
-    kl = divergence(told.dpo, told.sft, told.prompts, after.replies)
+    kl = divergence(told.dpo, told.sft, after)
     wins = win_rate(after.rewards(), before.rewards())
     gain = mean([[sum(a) / len(a) - sum(b) / len(b)] for a, b in zip(after.rewards(), before.rewards(), strict=True)])
     rows: list[tuple[str, Estimate | None, Estimate]] = [

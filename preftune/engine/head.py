@@ -42,13 +42,12 @@ def token_logps(
 ) -> Float[Tensor, "S"]:
     """Log-probability of each target in nats: float32, or float64 for a float64 model."""
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
-    head = _Head(weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype), shape)
-    if not learns:
-        return _logps(hidden, target, head)
-    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-    if frozen:
+    if learns and any(x is not None and x.requires_grad for x in (weight, bias)):
+        return _LearningHead.apply(hidden, weight, bias, target, shape)  # type: ignore[no-any-return, no-untyped-call]
+    head = _Head.of(hidden, weight, bias, shape)
+    if learns:
         return _FrozenHead.apply(hidden, target, head)  # type: ignore[no-any-return, no-untyped-call]
-    return _LearningHead.apply(hidden, weight, bias, target, shape)  # type: ignore[no-any-return, no-untyped-call]
+    return _logps(hidden, target, head)
 
 
 class _Head(NamedTuple):
@@ -57,6 +56,11 @@ class _Head(NamedTuple):
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, "V"] | None
     shape: HeadShape
+
+    @classmethod
+    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: HeadShape) -> _Head:
+        """The head for these hidden states; in bf16 this copies the weight."""
+        return cls(weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype), shape)
 
     def blocks(self, n_rows: int) -> Iterator[slice]:
         """Rows in blocks whose logits fit."""
@@ -126,7 +130,7 @@ class _LearningHead(Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, shape: HeadShape) -> Tensor:
-        head = _Head(weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype), shape)
+        head = _Head.of(hidden, weight, bias, shape)
         parts: list[Tensor] = []
         kept: list[Tensor] = []  # probabilities of the first blocks
         room = _KEPT_ELEMENTS if shape.softcap is None else 0  # a capped logit's slope needs the logits, not the probabilities
@@ -144,7 +148,7 @@ class _LearningHead(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, *kept = ctx.saved_tensors
-        head = _Head(weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype), ctx.shape)
+        head = _Head.of(hidden, weight, bias, ctx.shape)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight: Tensor | None = None

@@ -28,7 +28,7 @@ from preftune.config import Config
 from preftune.data.template import Renderer
 from preftune.data.write import plain
 from preftune.errors import ConfigError, Interrupted, PreftuneError, StorageError
-from preftune.files import json_line, storage, write_atomic
+from preftune.files import storage, write_atomic
 from preftune.generate import Sampling, sample
 from preftune.model.device import pick_device
 from preftune.model.export import save_model
@@ -259,8 +259,7 @@ def _samples(run: Run, config: Config, policy: Any, renderer: Any, asked: list[A
         {"when": when, "id": e.id, "prompt": plain(e.prompt), "response": renderer.decode(r[0].ids), "ended": r[0].ended}
         for e, r in zip(examples, replies, strict=True)
     ]
-    kept = [row for row in run.samples() if row["when"] != when]
-    write_atomic(run.samples_file, "".join(json_line(row) for row in kept + rows))
+    run.log_samples(rows)
 
 
 def _write_start(run: Run, config: Config, data: Data, ranks: Ranks, device: torch.device) -> None:
