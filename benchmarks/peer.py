@@ -2,6 +2,7 @@
 
     python benchmarks/peer.py --data ../shared/data --json runs/bench.json      all cases, an hour of CPU
     python benchmarks/peer.py --data ../shared/data --quick                     a small model, under a minute
+    python benchmarks/peer.py … --size 150M --max-length 1024 --vocabulary 128000 --threads 2 --precision bf16
     python benchmarks/peer.py --data ../shared/data --memory                    peak memory, each side in a process of its own
     python benchmarks/peer.py --data ../shared/data --profile                   where the time of preftune's step goes
 
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,35 @@ _THREADS = sys.argv[sys.argv.index("--threads") + 1] if "--threads" in sys.argv[
 os.environ |= {"OMP_NUM_THREADS": _THREADS, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 
 from peer_inputs import LORA_RANK, SETS, Size, job_settings, prepare  # noqa: E402
-from peer_table import compared, plot, table  # noqa: E402
+from peer_table import compared, memory_table, peak_row, plot, table  # noqa: E402
 from trl_side import PEERS, learned, make_trainer, now, same_start, set_up, since, tokens_read, watch  # noqa: E402
 
-FULL = Size(hidden=512, layers=8, vocabulary=50_000)
-QUICK = Size(hidden=128, layers=4, vocabulary=32_000)
+SIZES = {"5M": (128, 4), "15M": (256, 4), "50M": (512, 8), "150M": (768, 16)}
+"""Width and layers; the names are about right with 50,000 rows of embedding (5M: with 32,000)."""
 CELLS = [(data, tuning, peer) for data in SETS for tuning in ("full", "lora") for peer in PEERS]
 QUICK_CELLS = [("hh", "full", "default"), ("hh", "lora", "lean")]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is held equal over the cases of one call."""
+
+    size: str
+    vocabulary: int
+    max_length: int
+    threads: int
+    precision: str
+
+    @classmethod
+    def of(cls, given: argparse.Namespace) -> Shape:
+        """As the command line asks."""
+        return cls(given.size, given.vocabulary, given.max_length, given.threads, given.precision)
+
+    @property
+    def model(self) -> Size:
+        """The Llama of this shape."""
+        hidden, layers = SIZES[self.size]
+        return Size(hidden=hidden, layers=layers, vocabulary=self.vocabulary)
 
 
 @dataclass
@@ -51,7 +74,7 @@ class Cell:
     data: str
     tuning: str
     peer: str
-    threads: int
+    shape: Shape
     n_steps: int  # measured
     n_weights: int
     tokens_read: dict[str, float]  # mean a step, by side; TRL's with padding, of one forward pass
@@ -109,7 +132,8 @@ def measure(key: tuple[str, str, str], inputs: Path, given: argparse.Namespace) 
     data, tuning, name = key
     peer, n_steps = PEERS[name], given.warmup + given.steps
     with tempfile.TemporaryDirectory(prefix="preftune-bench-") as scratch:
-        settings = job_settings(inputs, Path(scratch), lora=tuning == "lora", n_steps=n_steps, max_length=given.max_length)
+        shape = Shape.of(given)
+        settings = settings_of(inputs, Path(scratch), tuning, shape, n_steps)
         ours = Ours(settings)
         rows = in_order(settings, ours.config)
         with set_up(peer) as reference:
@@ -126,7 +150,7 @@ def measure(key: tuple[str, str, str], inputs: Path, given: argparse.Namespace) 
         kept = slice(given.warmup, None)
         pairs = list(zip(theirs[kept], ours.seconds[kept], strict=True))
         cell = Cell(
-            data=data, tuning=tuning, peer=name, threads=given.threads, n_steps=given.steps, n_weights=n_weights(trainer),
+            data=data, tuning=tuning, peer=name, shape=shape, n_steps=given.steps, n_weights=n_weights(trainer),
             tokens_read=read,
             cpu={"trl": middle(t[0] for t, _ in pairs), "preftune": middle(o[0] for _, o in pairs)},
             wall={"trl": middle(t[1] for t, _ in pairs), "preftune": middle(o[1] for _, o in pairs)},
@@ -138,6 +162,12 @@ def measure(key: tuple[str, str, str], inputs: Path, given: argparse.Namespace) 
     del trainer, ours, start, mine
     gc.collect()
     return cell
+
+
+def settings_of(inputs: Path, scratch: Path, tuning: str, shape: Shape, n_steps: int) -> dict[str, Any]:
+    return job_settings(
+        inputs, scratch, lora=tuning == "lora", n_steps=n_steps, max_length=shape.max_length, precision=shape.precision
+    )
 
 
 def middle(values: Iterator[float]) -> float:
@@ -189,35 +219,45 @@ def drift(mine: dict[str, Any], theirs: dict[str, Any], start: dict[str, Any]) -
 # Memory: each side alone
 
 
-def memory(given: argparse.Namespace, folder: Path) -> None:
-    """Prints the peak memory of each side on each case, alone in a process."""
-    print("| case | side | peak MiB | after start-up | above it and the optimizer's state |\n|---|---|---|---|---|")
-    for data in given.sets:
-        for tuning in ("full", "lora"):
-            for side in (*given.peers, "preftune, micro-batches of 8192 tokens", "preftune, micro-batches of 1024 tokens"):
-                job = {
-                    "data": data,
-                    "tuning": tuning,
-                    "side": side,
-                    "inputs": str(inputs_of(data, given, folder)),
-                    "max_length": given.max_length,
-                }
-                command = [sys.executable, __file__, "--alone", json.dumps(job), "--threads", str(given.threads)]
-                answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-                peak, start, state = answer["peak"], answer["start"], answer["optimizer"]
-                name = side if side.startswith("preftune") else f"TRL {side}"
-                print(f"| {data} {tuning} | {name} | {peak:.0f} | {start:.0f} | {peak - start - state:.0f} |", flush=True)
+@dataclass
+class Peak:
+    """Memory of one side on one case, alone in a process, in MiB."""
+
+    data: str
+    tuning: str
+    side: str  # a setting of TRL, or preftune with its tokens_per_microbatch
+    shape: Shape
+    peak: float
+    start: float  # resident with weights loaded and the reference scored
+    above: float  # the peak less that and less the optimizer's state: gradients and activations
+
+
+OURS = {"preftune, one pair a micro-batch": 1, "preftune, as it comes": 8192}
+
+
+def memory(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """The peak memory of each side on each case. `lean` holds one pair at a time, as preftune's first setting does."""
+    print(memory_table([]), end="")
+    found = []
+    for data, tuning in dict.fromkeys(c[:2] for c in given.cells):
+        for side in (*given.peers, *OURS):
+            job = {"data": data, "tuning": tuning, "side": side, "inputs": str(inputs_of(data, given, folder))}
+            job["shape"] = asdict(shape := Shape.of(given))
+            command = [sys.executable, __file__, "--alone", json.dumps(job), "--threads", str(given.threads)]
+            answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            above = answer["peak"] - answer["start"] - answer["optimizer"]
+            found.append(asdict(Peak(data, tuning, side, shape, answer["peak"], answer["start"], above)))
+            print(peak_row(found[-1]), flush=True)
+    return found
 
 
 def alone(job: dict[str, Any]) -> None:
     """Three steps of one side. The peak is counted from where its weights are loaded and its reference is scored."""
-    side, start = job["side"], {}
+    side, shape, start = job["side"], Shape(**job["shape"]), {}
     with tempfile.TemporaryDirectory(prefix="preftune-bench-") as scratch:
-        settings = job_settings(
-            Path(job["inputs"]), Path(scratch), lora=job["tuning"] == "lora", n_steps=3, max_length=job["max_length"]
-        )
-        if side.startswith("preftune"):
-            ours = Ours(settings | {"batch.tokens_per_microbatch": int(side.split()[-2])})
+        settings = settings_of(Path(job["inputs"]), Path(scratch), job["tuning"], shape, 3)
+        if side in OURS:
+            ours = Ours(settings | {"batch.tokens_per_microbatch": OURS[side]})
             start = reset_peak()
             for _ in range(3):
                 ours.step()
@@ -255,11 +295,15 @@ def resident(field: str) -> float:
 
 def inputs_of(data: str, given: argparse.Namespace, folder: Path) -> Path:
     """Model, tokenizer and rows of one data set, made once."""
-    size = QUICK if given.quick else replace(FULL, vocabulary=given.vocabulary)
+    shape = Shape.of(given)
     where = folder / data
     if not where.exists():
         n_rows = 4 * max(given.warmup + given.steps, 3)
-        print(prepare(data, given.data, where, size, n_rows=n_rows, max_length=given.max_length), file=sys.stderr, flush=True)
+        print(
+            prepare(data, given.data, where, shape.model, n_rows=n_rows, max_length=shape.max_length),
+            file=sys.stderr,
+            flush=True,
+        )
     return where
 
 
@@ -283,9 +327,7 @@ def about(given: argparse.Namespace) -> dict[str, Any]:
         "commits": [git.stdout.strip()],
         "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
         "machine": f"{cpu[0] if cpu else platform.machine()}, {os.cpu_count()} CPUs",
-        "threads": given.threads,
         "load_average": os.getloadavg()[0],
-        "max_length": given.max_length,
         "lora_rank": LORA_RANK,
         "quick": given.quick,
     }
@@ -299,7 +341,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them, not counted")
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=FULL.vocabulary, help="rows of the embedding")
+    parser.add_argument("--size", choices=SIZES, default="50M", help="weights of the model, about")
+    parser.add_argument("--vocabulary", type=int, default=50_000, help="rows of the embedding")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: matrix products by autocast")
     parser.add_argument("--quick", action="store_true", help="5 million weights, 3 steps, 2 cases")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--profile", action="store_true", help="shares of preftune's step instead of a comparison")
@@ -310,7 +354,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.quick:
-        given.warmup, given.steps = 1, 2
+        given.warmup, given.steps, given.size, given.vocabulary = 1, 2, "5M", 32_000
     cells = QUICK_CELLS if given.quick and not given.case else CELLS
     wanted = [case.split(":") for case in given.case or ["*:*:*"]]
     given.cells = [c for c in cells if any(all(w in ("*", part) for w, part in zip(ws, c, strict=True)) for ws in wanted)]
@@ -326,21 +370,38 @@ def arguments() -> argparse.Namespace:
 def run_cells(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measures the cells one after the other, and writes what is there after each."""
     cells: list[dict[str, Any]] = []
-    content = {"about": about(given), "cells": cells}
+    peaks: list[dict[str, Any]] = []
+    content = {"about": about(given), "cells": cells, "memory": peaks}
+    shape = asdict(Shape.of(given))
     if given.json and given.json.exists():
         former = json.loads(given.json.read_text())
         for said in ("commands", "commits"):
             content["about"][said] = list(dict.fromkeys([*former["about"][said], *content["about"][said]]))
-        new = {(*key, given.threads) for key in given.cells}
-        cells += [c for c in former["cells"] if (c["data"], c["tuning"], c["peer"], c["threads"]) not in new]
+        again = [key[:2] if given.memory else key for key in given.cells]
+        cells += [
+            c
+            for c in former["cells"]
+            if given.memory or c["shape"] != shape or (c["data"], c["tuning"], c["peer"]) not in again
+        ]
+        peaks += [
+            m for m in former["memory"] if not given.memory or m["shape"] != shape or (m["data"], m["tuning"]) not in again
+        ]
+    if given.memory:
+        peaks += memory(given, folder)
+        write(content, given.json)
+        return content
     for key in given.cells:
         cell = asdict(measure(key, inputs_of(key[0], given, folder), given))
         cells.append(cell)
         print(table([cell], head=len(cells) == 1), end="", flush=True)
-        if given.json:
-            given.json.parent.mkdir(parents=True, exist_ok=True)
-            given.json.write_text(json.dumps(content, indent=1) + "\n")
+        write(content, given.json)
     return content
+
+
+def write(content: dict[str, Any], file: Path | None) -> None:
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main() -> int:
@@ -357,22 +418,19 @@ def main() -> int:
         return 0
     folder = Path(tempfile.mkdtemp(prefix="preftune-bench-inputs-"))
     try:
-        if given.memory:
-            memory(given, folder)
-            return 0
         if given.profile:
             from peer_profile import profile
 
             for data, tuning in dict.fromkeys(c[:2] for c in given.cells):
                 where = folder / f"{data}-{tuning}"
                 where.mkdir()
-                settings = {"lora": tuning == "lora", "n_steps": 3, "max_length": given.max_length}
-                print(f"{data} {tuning}\n{profile(Ours(job_settings(inputs_of(data, given, folder), where, **settings)))}")
+                settings = settings_of(inputs_of(data, given, folder), where, tuning, Shape.of(given), 3)
+                print(f"{data} {tuning}\n{profile(Ours(settings))}")
             return 0
         content = json.loads(given.table.read_text()) if given.table else run_cells(given, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"\n{json.dumps(content['about'])}\n\n{table(content['cells'])}")
+    print(f"\n{json.dumps(content['about'])}\n\n{table(content['cells'])}\n{memory_table(content['memory'])}")
     if given.plot:
         plot(content, given.plot)
     slower = compared(content["cells"], json.loads(given.compare.read_text())["cells"]) if given.compare else []

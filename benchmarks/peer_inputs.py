@@ -127,14 +127,16 @@ def make_model(folder: Path, tokenizer: Any, size: Size, max_length: int) -> int
     return sum(p.numel() for p in model.parameters())
 
 
-def job_settings(inputs: Path, folder: Path, *, lora: bool, n_steps: int, max_length: int) -> dict[str, Any]:
+def job_settings(
+    inputs: Path, folder: Path, *, lora: bool, n_steps: int, max_length: int, precision: str = "fp32"
+) -> dict[str, Any]:
     """preftune's settings; TRL's are read off them."""
     rows = (inputs / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     data = folder / "rows.jsonl"
     data.write_text("".join(rows[: n_steps * PAIRS_PER_STEP]), encoding="utf-8")
     return {
         "model": str(inputs / "model"), "data": str(data), "out": str(folder / "run"), "cache": str(folder / "cache"),
-        "device": "cpu", "seed": SEED, "steps": n_steps, "precision": "fp32", "loss.beta": 0.1,
+        "device": "cpu", "seed": SEED, "steps": n_steps, "precision": precision, "loss.beta": 0.1,
         "batch.pairs_per_step": PAIRS_PER_STEP, "batch.max_length": max_length,
         "optim.lr": LR["lora" if lora else "full"], "optim.schedule": "constant", "optim.warmup": 0, "optim.clip": 1.0,
         "optim.weight_decay": 0.0, "eval.every": 0, "samples.n": 0, "checkpoint.every": 0,

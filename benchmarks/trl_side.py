@@ -62,7 +62,8 @@ def make_trainer(peer: Peer, config: Config, rows: list[dict[str, str]], folder:
     logging.getLogger("trl").setLevel(logging.ERROR)
     per_step, lora = config.batch.pairs_per_step, config.lora
     arguments = DPOConfig(
-        output_dir=str(folder / "trl"), use_cpu=True, bf16=False, seed=config.seed, report_to="none", disable_tqdm=True,
+        output_dir=str(folder / "trl"), use_cpu=True, bf16=config.precision == "bf16", seed=config.seed,
+        report_to="none", disable_tqdm=True,
         max_steps=config.steps or -1, per_device_train_batch_size=per_step // peer.accumulate,
         gradient_accumulation_steps=peer.accumulate, train_sampling_strategy="sequential", dataloader_pin_memory=False,
         logging_steps=1, save_strategy="no", learning_rate=config.optim.lr, lr_scheduler_type="constant", warmup_steps=0,

@@ -14,6 +14,9 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "peer.py"
 
 
+SHAPE = {"size": "50M", "vocabulary": 50_000, "max_length": 512, "threads": 2, "precision": "fp32"}
+
+
 def bench(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True, env=dict(os.environ))
 
@@ -26,7 +29,7 @@ def test_quick(shared_data: Path, tmp_path: Path) -> None:
     done = bench("--quick", "--data", shared_data, "--json", file, "--plot", tmp_path / "quick.svg")
     assert done.returncode == 0, done.stderr
     content = json.loads(file.read_text())
-    assert {"date", "commands", "versions", "machine", "threads"} <= content["about"].keys()
+    assert {"date", "commands", "versions", "machine"} <= content["about"].keys()
     cells = content["cells"]
     assert [(c["data"], c["tuning"], c["peer"]) for c in cells] == [("hh", "full", "default"), ("hh", "lora", "lean")]
     for cell in cells:
@@ -42,19 +45,19 @@ def test_quick(shared_data: Path, tmp_path: Path) -> None:
 def test_slower_than_before_is_said(tmp_path: Path) -> None:
     """The ratio to TRL is compared, case by case; a fall by more than a tenth is named, and is an error to whoever asks."""
     now, before = tmp_path / "now.json", tmp_path / "before.json"
-    now.write_text(json.dumps({"about": {}, "cells": [cell("full", 8.8), cell("lora", 9.8)]}))
-    before.write_text(json.dumps({"about": {}, "cells": [cell("full", 10.0), cell("lora", 10.0)]}))
+    now.write_text(json.dumps({"about": {}, "memory": [], "cells": [cell("full", 8.8), cell("lora", 9.8)]}))
+    before.write_text(json.dumps({"about": {}, "memory": [], "cells": [cell("full", 10.0), cell("lora", 10.0)]}))
     slower = bench("--table", now, "--compare", before)
     assert slower.returncode == 1
-    assert "slower: hh full, default, 1 thread: 8.80 times TRL's speed, 10.00 before" in slower.stdout
-    assert "hh lora, default, 1 thread:" not in slower.stdout
+    assert "slower: hh, full, threads 2, default: 8.80 times TRL's speed, 10.00 before" in slower.stdout
+    assert "hh, lora, threads 2, default:" not in slower.stdout
     assert bench("--table", now, "--compare", now).returncode == 0
 
 
 def cell(tuning: str, ratio: float) -> dict[str, Any]:
     both = {"trl": ratio, "preftune": 1.0}
     return {
-        "data": "hh", "tuning": tuning, "peer": "default", "threads": 1, "n_steps": 5, "n_weights": 10, "tokens_read": both,
+        "data": "hh", "tuning": tuning, "peer": "default", "shape": SHAPE, "n_steps": 5, "n_weights": 10, "tokens_read": both,
         "cpu": both, "wall": both, "ratio_cpu": ratio, "ratio_wall": ratio, "loss_difference": 0.0, "weight_drift": 0.0,
         "reference_cpu": both,
     }  # fmt: skip
