@@ -16,10 +16,13 @@ JSON and YAML files are replaced whole; JSONL files only grow, a line at a time.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from preftune.config import Config
+from preftune.data.judgments import append_judgments, read_judgments
+from preftune.data.types import Judgment
 from preftune.errors import StorageError
 from preftune.files import append_lines, json_line, make_folder, read_jsonl, storage, write_atomic
 
@@ -101,6 +104,14 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         """What the run said of itself, in order."""
         return read_jsonl(self.events_file)
+
+    def judgments(self) -> list[Judgment]:
+        """Verdicts that were collected for this run, in order; [] where there are none."""
+        return read_judgments(self.judgments_file) if self.judgments_file.exists() else []
+
+    def log_judgments(self, judgments: Iterable[Judgment]) -> None:
+        """Adds verdicts to judgments.jsonl."""
+        append_judgments(self.judgments_file, judgments)
 
     def samples(self) -> list[dict[str, Any]]:
         """Rows of samples.jsonl: `when` (before or after), `prompt`, `response`."""

@@ -78,7 +78,7 @@ Verdict = Literal["i", "j", "tie", "both_bad", "unscored"]
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """One verdict over responses `i` and `j` of an example. Append-only, with its provenance.
+    """One verdict over responses `i` and `j` of an example, shown in one order. Append-only, with its provenance.
 
     example:      `Example.id`.
     verdict:      "i" or "j" is better, "tie", "both_bad", or "unscored" (no verdict could be read; not a tie).
@@ -87,6 +87,7 @@ class Judgment:
     seconds:      time that the judgment took; 0 where it was not measured.
     at:           ISO 8601 time, UTC; "" where the judge is a pure function.
     why:          the reason given, or "".
+    p:            probability that response `i` is the better one, where the judge states it (log-probs); None where not.
     """
 
     example: str
@@ -98,6 +99,7 @@ class Judgment:
     seconds: float = 0.0
     at: str = ""
     why: str = ""
+    p: float | None = None
 
 
 class Branch(NamedTuple):

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from preftune.api import train
 from preftune.data.check import inspect
+from preftune.data.judgments import append_judgments
 from preftune.data.pairs import preferences
 from preftune.data.template import Renderer
 from preftune.data.types import Example, Judgment
@@ -109,7 +110,7 @@ def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
     console.print(f"   {len(judgments):,} judgments, {_share_right(collected, judgments):.1%} agree with the true reward")
     data = out / "preferences.jsonl"
     write_examples(data, [e for e in preferences(collected, judgments) if e.pairs])
-    append_lines(out / "judgments.jsonl", [_judgment_row(j) for j in judgments])
+    append_judgments(out / "judgments.jsonl", judgments)
     console.print("   check: " + "; ".join(inspect(str(data)).as_text().splitlines()[-3:]))
 
     say("5  DPO", f"beta {BETA}, {size.dpo_epochs} passes over the preferences")
@@ -339,10 +340,6 @@ def _write_dialogues(path: Path, examples: Sequence[Example]) -> None:
         assert not isinstance(e.prompt, str) and isinstance(e.responses[0], str)
         rows.append({"messages": [*plain(e.prompt), {"role": "assistant", "content": e.responses[0]}]})
     append_lines(path, rows)
-
-
-def _judgment_row(judgment: Judgment) -> dict[str, Any]:
-    return {name: getattr(judgment, name) for name in judgment.__slots__}
 
 
 def _share_right(examples: Sequence[Example], judgments: Sequence[Judgment]) -> float:
