@@ -210,7 +210,7 @@ def _answer_in_talk(conversation: Any, text: str) -> None:
 
 
 @app.command()
-def config(loss: Annotated[str, typer.Option(help="The objective whose parameters are shown.")] = "dpo") -> None:
+def config(loss: Annotated[str | None, typer.Option(help="Show the parameters of this objective alone.")] = None) -> None:
     """Every setting with its default, unit and one line of help, as YAML."""
     from preftune.config import describe
 

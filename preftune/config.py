@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from preftune.errors import ConfigError, listing, nearest
-from preftune.registry import FORMATS, LOSSES
+from preftune.registry import FORMATS, LOSSES, MODIFIERS
+from preftune.settings_text import described, is_section, problems
 from preftune.yamlfile import Places, dump_yaml, load_yaml, parse_word
 
 
@@ -48,6 +49,10 @@ def _a_format(name: str) -> str:
 Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 
 
+_USUAL_RATE = 1e-6
+_RATES = {"Tokens": 2e-5, "Scores": 1e-5}  # peak learning rates that are usual for objectives of these records alone
+
+
 class Section(BaseModel):
     """A part of the settings: frozen, strict about types, closed to unknown names."""
 
@@ -59,7 +64,11 @@ class Optim(Section):
 
     lr: Annotated[
         float | None,
-        setting("peak learning rate; null: 1e-6, for sft 2e-5, and ten times that with LoRA", unit="per step", gt=0),
+        setting(
+            "peak learning rate; null: 1e-6, for sft 2e-5, for reward models 1e-5, and ten times that with LoRA",
+            unit="per step",
+            gt=0,
+        ),
     ] = None
     weight_decay: Annotated[float, setting("decoupled weight decay, on matrices only", unit="1/lr per step", ge=0)] = 0.0
     beta1: Annotated[float, setting("decay of the mean of gradients", unit="fraction", ge=0, lt=1)] = 0.9
@@ -177,7 +186,7 @@ class Config(Section):
     trackers: Annotated[list[Literal["tensorboard", "wandb"]], setting("also write the metrics there")] = Field(
         default_factory=list
     )
-    loss: Section
+    loss: Section | tuple[Section, ...]
     optim: Optim = Optim()
     batch: BatchSettings = BatchSettings()
     lora: Lora = Lora()
@@ -205,7 +214,8 @@ class Config(Section):
         """The same settings, valid from any folder: each `null` that is a rule replaced by its value, paths whole."""
         rate = self.optim.lr
         if rate is None:
-            rate = (2e-5 if self.loss_name == "sft" else 1e-6) * (10 if self.lora.r else 1)
+            records = {first_record(LOSSES[loss.name]).__name__ for loss in self.losses}  # type: ignore[attr-defined]
+            rate = (_RATES.get(records.pop(), _USUAL_RATE) if len(records) == 1 else _USUAL_RATE) * (10 if self.lora.r else 1)
         keep = self.eval.keep or ("best" if self.eval.patience else "last")
         evaluation = self.eval.model_copy(update={"keep": keep, "data": _absolute(self.eval.data)})
         places = {name: _absolute(getattr(self, name)) for name in ("model", "reference", "data", "template")}
@@ -215,14 +225,22 @@ class Config(Section):
         return Config.of, (self.model_dump(),)
 
     @property
+    def losses(self) -> tuple[Section, ...]:
+        """The objectives: one, or those of a list."""
+        return self.loss if isinstance(self.loss, tuple) else (self.loss,)
+
+    @property
     def loss_name(self) -> str:
-        """Name of the objective in LOSSES."""
-        return cast(str, self.loss.name)  # type: ignore[attr-defined]
+        """Names of the objectives as one word: dpo, dpo+sft, my_loss."""
+        return "+".join(cast(str, loss.name).rpartition(":")[2] for loss in self.losses)  # type: ignore[attr-defined]
 
     @property
     def loss_parameters(self) -> dict[str, Any]:
-        """Keyword arguments of the objective."""
-        return {k: v for k, v in self.loss.model_dump().items() if k != "name"}
+        """Parameters of the objective; of several, those of the first that has each."""
+        found: dict[str, Any] = {}
+        for loss in reversed(self.losses):
+            found |= {k: v for k, v in loss if k not in ("name", "weight")}
+        return found
 
     def to_yaml(self) -> str:
         """YAML that `Config.load` reads back equal."""
@@ -238,25 +256,47 @@ def _absolute(place: Any) -> Any:
     return str(Path(place).expanduser().resolve())
 
 
-@cache
-def loss_section(name: str) -> type[Section]:
-    """The section `loss` for one objective: its keyword-only parameters with their defaults, help and bounds."""
-    function = LOSSES[name]
-    hints = get_type_hints(function, include_extras=True)
-    parameters: dict[str, Any] = {
-        p.name: (hints[p.name], p.default)
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    parameters = {"name": (Annotated[Literal[name], setting(f"objective: {', '.join(sorted(LOSSES))}")], name), **parameters}
-    title = "The objective: its name, then its own parameters."
-    return create_model(f"Loss_{name}", __base__=Section, __doc__=title, **parameters)
+def first_record(function: Callable[..., Any]) -> type:
+    """The record of an objective's units: the type of its first argument, whether of a micro-batch or of the whole step."""
+    record: type = get_type_hints(function)[next(iter(inspect.signature(function).parameters))]
+    return record
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """Default values of a function's keyword-only arguments, by name."""
+    arguments = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in arguments if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def modifiers(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """The modifiers that compose with an objective: those of the same record."""
+    return {name: m for name in MODIFIERS if first_record(m := MODIFIERS[name]) is first_record(function)}
 
 
 @cache
-def _settings(loss: str) -> type[Config]:
-    section = loss_section(loss)
-    return create_model("Config", __base__=Config, loss=(section, section()))
+def loss_section(name: str, *, weighted: bool = False) -> type[Section]:
+    """The section `loss` for one objective: its parameters and those of its modifiers, with defaults, help and bounds.
+
+    weighted: it is one of several in a list, and has a weight.
+    """
+    own: dict[str, Any] = {"name": (Annotated[Literal[name], setting(f"objective: {', '.join(sorted(LOSSES))}")], name)}
+    if weighted:
+        own["weight"] = (Annotated[float, setting("factor of its mean in the sum of objectives", gt=0)], 1.0)
+    objective = LOSSES[name]
+    for function in (objective, *modifiers(objective).values()):
+        hints = get_type_hints(function, include_extras=True)
+        own |= {p: (hints[p], default) for p, default in parameters(function).items()}
+    title = (inspect.getdoc(objective) or "The objective: its name, then its own parameters.").splitlines()[0]
+    return create_model(f"Loss_{name}", __base__=Section, __doc__=title, **own)
+
+
+@cache
+def _settings(losses: tuple[str, ...], listed: bool) -> type[Config]:
+    sections = tuple(loss_section(name, weighted=listed) for name in losses)
+    if listed:  # YAML has lists, and a frozen setting is a tuple
+        several = Annotated[tuple[sections], BeforeValidator(lambda given: tuple(given))]  # type: ignore[valid-type]
+        return create_model("Config", __base__=Config, loss=(several, tuple(section() for section in sections)))
+    return create_model("Config", __base__=Config, loss=(sections[0], sections[0]()))
 
 
 def _nested(values: Mapping[Any, Any]) -> dict[str, Any]:
@@ -267,10 +307,22 @@ def _nested(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    """Puts `value` at `path`. A section is merged into what is there; `loss: dpo` means `loss.name: dpo`."""
-    section = _is_section(Config.model_fields[path[0]].annotation) if path[0] in Config.model_fields else False
+    """Puts `value` at `path`. A section is merged into what is there; `loss: dpo` means `loss.name: dpo`.
+
+    Several objectives are a list, whose entries are named by their number: `loss.1.weight`.
+    """
+    section = path[0] == "loss" or is_section(
+        Config.model_fields[path[0]].annotation if path[0] in Config.model_fields else None
+    )
+    if path[0] == "loss" and isinstance(tree.get("loss"), list):
+        if len(path) > 1:
+            tree, path = _entry(tree["loss"], path), path[2:]
+        else:
+            del tree["loss"]  # not one of several any more
     if path == ["loss"] and isinstance(value, str):
         path = ["loss", "name"]
+    elif path == ["loss"] and isinstance(value, list | tuple):
+        value = [dict(entry) if isinstance(entry, Mapping) else entry for entry in value]
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
@@ -284,136 +336,80 @@ def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
         tree[path[-1]] = value
 
 
+def _entry(losses: list[Any], path: list[str]) -> dict[str, Any]:
+    """The objective that `loss.1.weight` speaks of, as a mapping in the list."""
+    if len(path) < 3 or not path[1].isdigit() or int(path[1]) >= len(losses):
+        raise ConfigError(
+            f"{'.'.join(path)}: there are {len(losses)} objectives; name one as loss.0.{path[-1]}, counted from 0"
+        )
+    i = int(path[1])
+    losses[i] = {"name": losses[i]} if isinstance(losses[i], str) else losses[i]
+    entry: dict[str, Any] = losses[i]
+    return entry
+
+
 def _checked(tree: dict[str, Any], places: Places) -> Config:
     """The settings, or one ConfigError that lists every mistake: where, which, what was expected, what was found."""
-    problems: list[tuple[str, str]] = []
-    given = tree.get("loss", {})
-    loss = given.get("name", "dpo") if isinstance(given, dict) else getattr(given, "name", "dpo")
-    if loss not in list(LOSSES):  # a list: what was given need not be hashable
-        problems.append(("loss.name", f"loss {loss!r} does not exist; {nearest(str(loss), LOSSES)}"))
-        loss, tree = "dpo", {k: v for k, v in tree.items() if k != "loss"}
-    model = _settings(loss)
+    losses, wrong = _objectives(tree)
+    listed = isinstance(tree["loss"], list)
+    if wrong:  # look for further mistakes with an objective that exists
+        losses, listed, tree = ("dpo",), False, {k: v for k, v in tree.items() if k != "loss"}
+    model = _settings(losses, listed)
     try:
         config = model.model_validate(tree)
-        if not problems:
+        if not wrong:
             return config
     except ValidationError as error:
-        problems += _problems(model, error)
-    lines = [f"{where}: {name}: {what}" if (where := places.of(name)) else f"{name}: {what}" for name, what in problems]
+        wrong += problems(model, error, elsewhere=lambda name: _of_another_objective(name, losses, listed))
+    lines = [f"{where}: {name}: {what}" if (where := places.of(name)) else f"{name}: {what}" for name, what in wrong]
     raise ConfigError(lines[0] if len(lines) == 1 else f"{len(lines)} settings are wrong:\n{listing(lines)}") from None
 
 
-def _problems(model: type[Config], error: ValidationError) -> list[tuple[str, str]]:
-    """Each wrong setting once, with what was expected. A union reports every arm: the arms that came deepest count."""
-    found: dict[str, list[Any]] = {}
-    for e in error.errors():
-        found.setdefault(_name(model, e["loc"]), []).append(e)
-    deepest = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
-    problems = []
-    for name in deepest:
-        what = " or ".join(dict.fromkeys(_expected(model, name, e) for e in found[name]))
-        kind, value = found[name][0]["type"], found[name][0]["input"]
-        problems.append((name, what if kind in ("extra_forbidden", "value_error") else f"expected {what}; got {_short(value)}"))
-    return problems
-
-
-def _name(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """The dotted name of what pydantic complains about, without the arms of unions: `data.1`, `fields.prompt`."""
-    parts: list[str] = []
-    at: Any = model
-    for part in loc:
-        if _is_section(at):
-            field = at.model_fields.get(part)
-            at = field.annotation if field else None
-            parts.append(str(part))
-        elif isinstance(part, int) or get_origin(at) is dict and not str(part).startswith("["):
-            parts.append(str(part))
-    return ".".join(parts)
-
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text (a number or true as text goes in quotes)",
-    "too_short": "text that is not empty (null: none)",
-    "list_type": "a list, [like, this]",
-    "dict_type": "a mapping, {like: this}",
-    "literal_error": "{expected}",
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
-}
-
-
-def _expected(model: type[Config], name: str, error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return _unknown(model, name)
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    if error["type"] == "model_type":
-        return f"a section with settings such as {next(n for n in _names(model) if n.startswith(name + '.'))}"
-    expected: str = _EXPECTED.get(error["type"], error["msg"])
-    return expected.format(**error.get("ctx", {}))
-
-
-def _unknown(model: type[Config], name: str) -> str:
-    section, _, parameter = name.partition(".")
-    others = [loss for loss in LOSSES if section == "loss" and parameter in loss_section(loss).model_fields]
-    if others:
-        own = ", ".join(n for n in _names(model) if n.startswith("loss.") and n != "loss.name")
-        loss = model.model_fields["loss"].default.name
-        return f"a parameter of {', '.join(others)}; the objective {loss} has {own or 'no parameters'}"
-    same = [n for n in _names(model) if n.rpartition(".")[2] == name.rpartition(".")[2]]  # `lr` means optim.lr, not lora
-    hint = f"did you mean {' or '.join(same)}?" if same else nearest(name, _names(model))
-    return f"no such setting; {hint if hint.startswith('did') else '`preftune config` lists them all'}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _is_section(annotation: Any) -> bool:
-    return inspect.isclass(annotation) and issubclass(annotation, Section)
-
-
-def _names(model: Any, prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        if _is_section(field.annotation):
-            yield from _names(field.annotation, f"{prefix}{name}.")
-        yield prefix + name
-
-
-def describe(loss: str = "dpo") -> str:
-    """Every setting with its default, unit and one line of help, as YAML that is itself a recipe."""
-    config = Config.of({"loss": {"name": loss}})
-    lines = ["# Every setting with its default, its unit in [brackets]. Give any of them as key=value on the command line."]
-    lines += _described(type(config), config, indent="")
-    return "\n".join(lines) + "\n"
-
-
-def _described(model: type[BaseModel], values: BaseModel, indent: str) -> list[str]:
-    lines = []
-    for name, field in model.model_fields.items():
-        value = getattr(values, name)
-        if isinstance(value, Section):
-            title = inspect.cleandoc(type(value).__doc__ or "").splitlines()[0]
-            lines += ["", f"{indent}{name}:  # {title}", *_described(type(value), value, indent + "  ")]
+def _objectives(tree: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
+    """Names of the objectives in `tree`, and what is wrong with them. In `tree` each becomes a mapping with a name."""
+    given = tree.get("loss", {})
+    if isinstance(given, Section | tuple):  # of a Config that is there already
+        given = [g.model_dump() for g in given] if isinstance(given, tuple) else given.model_dump()
+    entries = given if isinstance(given, list) else [given]
+    usual = {} if isinstance(given, list) else {"name": "dpo"}
+    entries = [{"name": e} if isinstance(e, str) else {**usual, **e} if isinstance(e, Mapping) else e for e in entries]
+    tree["loss"] = entries if isinstance(given, list) else entries[0]
+    wrong: list[tuple[str, str]] = [] if entries else [("loss", "an empty list: expected at least one objective")]
+    for i, entry in enumerate(entries):
+        place = f"loss.{i}" if isinstance(given, list) else "loss"
+        if not isinstance(entry, dict):
+            wrong.append(
+                (place, f"expected the name of an objective or a section such as {{name: dpo, beta: 0.1}}; got {entry!r}")
+            )
             continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        unit = f" [{extra['unit']}]" if "unit" in extra else ""
-        choices = _choices(field.annotation)
-        help = f"{field.description}{unit}" + (f" ({' | '.join(choices)})" if choices else "")
-        shown = dump_yaml({name: value}).strip()
-        lines.append(f"{indent}{shown:<{34 - len(indent)}}  # {help}")
-    return lines
+        try:
+            entry["name"] = LOSSES.whole_name(entry.get("name"))
+        except ConfigError as error:
+            wrong.append((f"{place}.name", str(error)))
+    return () if wrong else tuple(e["name"] for e in entries), wrong
 
 
-def _choices(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [str(a) for a in get_args(annotation)] if len(get_args(annotation)) > 1 else []
-    return [c for a in get_args(annotation) for c in _choices(a)]
+def _of_another_objective(name: str, losses: tuple[str, ...], listed: bool) -> str | None:
+    """What the parameter `loss.beta` (in a list `loss.1.beta`) belongs to, where it is not one of this objective."""
+    section, _, rest = name.partition(".")
+    if section != "loss":
+        return None
+    *index, parameter = rest.split(".")
+    own = loss_section(losses[int(index[0]) if index else 0], weighted=listed).model_fields
+    others = [loss for loss in LOSSES if parameter in loss_section(loss).model_fields]
+    if parameter == "weight":
+        return "an objective by itself has no weight; in a list each has one, as in loss: [dpo, {name: sft, weight: 0.2}]"
+    if not others:
+        return None
+    has = ", ".join(f"loss.{p}" for p in own if p != "name") or "no parameters"
+    return f"a parameter of {', '.join(others)}; the objective {own['name'].default} has {has}"
+
+
+def describe(loss: str | None = None) -> str:
+    """Settings with default, unit and one line of help, as YAML that is itself a recipe: all, or the section of one `loss`."""
+    config = Config.of({"loss": {"name": loss or "dpo"}})
+    if loss is not None:
+        (section,) = config.losses
+        return "\n".join([f"loss:  # {type(section).__doc__}", *described(type(section), section, "  ")]) + "\n"
+    lines = ["# Every setting with its default, its unit in [brackets]. Give any of them as key=value on the command line."]
+    return "\n".join([*lines, *described(type(config), config)]) + "\n"

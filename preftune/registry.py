@@ -1,4 +1,4 @@
-"""The one page that lists everything that a setting can name: objectives and data formats.
+"""The one page that lists everything that a setting can name: objectives, their modifiers, and data formats.
 
 An entry is a name and the place of a function, imported when somebody asks for it, so that this page costs nothing to read
 and `preftune --help` never imports torch:
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from preftune.errors import ConfigError, nearest
@@ -23,18 +24,35 @@ from preftune.errors import ConfigError, nearest
 class Registry(Mapping[str, Callable[..., Any]]):
     """Names mapped to functions that are imported on first use."""
 
-    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
-        """`entries` maps a name to "module:function"; `kind` is how errors call such a thing."""
+    def __init__(self, kind: str, entries: Mapping[str, str], *, own: str | None = None) -> None:
+        """`entries` maps a name to "module:function"; `kind` is how errors call such a thing.
+
+        own: "module:function" of what loads a user's own from "FILE.py:FUNCTION"; None where there can be none.
+        """
         self.kind = kind
         self._entries = dict(entries)
+        self._own = own
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The function called `name`; raises ConfigError with the nearest known name."""
-        if name not in self._entries:
-            raise ConfigError(f"{self.kind} {name!r} does not exist: {nearest(name, self._entries)}")
-        module, function = self._entries[name].split(":")
-        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        name = self.whole_name(name)
+        if name in self._entries:
+            return _imported(self._entries[name])
+        assert self._own is not None
+        found: Callable[..., Any] = _imported(self._own)(name)
         return found
+
+    def whole_name(self, name: object) -> str:
+        """`name` as it is known from any folder: of a user's own the whole path. Raises ConfigError for an unknown name."""
+        if isinstance(name, str) and self._own and ".py:" in name:
+            file, _, function = name.rpartition(":")
+            return f"{Path(file).expanduser().resolve()}:{function}"
+        if not isinstance(name, str) or name not in self._entries:
+            own = f", or your own as FILE.py:FUNCTION; got {name!r}" if self._own else ""
+            if not isinstance(name, str):
+                raise ConfigError(f"expected the name of a {self.kind}{own}")
+            raise ConfigError(f"{self.kind} {name!r} does not exist; {nearest(name, self._entries)}")
+        return name
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -46,14 +64,24 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return name in self._entries
 
 
+def _imported(place: str) -> Callable[..., Any]:
+    module, _, function = place.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
 LOSSES = Registry(
     "loss",
     {
         "dpo": "preftune.losses.dpo:dpo",
         "sft": "preftune.losses.sft:sft",
     },
+    own="preftune.losses.own:load",
 )
-"""Objectives: a pure function from named log-probs to one value per unit. The record it takes says what is computed."""
+"""Objectives: a pure function from named log-probs to one value per unit. The records it takes say what is computed."""
+
+MODIFIERS = Registry("modifier", {})
+"""What composes with every objective of the same record: another record, or weights. In the order in which they apply."""
 
 FORMATS = Registry(
     "data format",

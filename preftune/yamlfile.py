@@ -85,6 +85,9 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Places]:
 
 
 def _walk(node: yaml.Node | None, prefix: str, places: Places, path: Path) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            _walk(value, f"{prefix}{i}.", places, path)
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:

@@ -19,7 +19,6 @@ import preftune
 from preftune.cli import _talk
 from preftune.config import Config
 from preftune.errors import DataError
-from preftune.registry import LOSSES
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "matplotlib", "pydantic", "peft")
 
@@ -48,13 +47,14 @@ def test_settings_are_shown_without_torch() -> None:
     assert python(code) == "False\n"
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_what_config_prints_is_a_recipe(tmp_path: Path, loss: str) -> None:
-    left = cli("config", "--loss", loss)
+def test_what_config_prints_is_a_recipe(tmp_path: Path) -> None:
+    left = cli("config")
     assert left.code == 0
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(left.out)
-    assert Config.load(recipe) == Config.of({"loss": loss})
+    assert Config.load(recipe) == Config.of({})
+    recipe.write_text(cli("config", "--loss", "sft").out)
+    assert Config.load(recipe) == Config.of({"loss": "sft"})
     settings = [line for line in left.out.splitlines() if re.match(r"^ *[a-z_0-9]+:", line)]
     assert len(settings) > 40
     assert all("#" in line or line.rstrip().endswith(":") for line in settings), "every setting has a line of help"

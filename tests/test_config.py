@@ -134,8 +134,8 @@ def test_every_mistake_is_reported_at_once_with_its_place(tmp_path: Path) -> Non
         ("lora.dropout=1", "lora.dropout: expected less than 1; got 1"),
         ("lora.merge=1", "lora.merge: expected true or false; got 1"),
         ("optim=3", "optim: expected a section with settings such as optim.lr; got 3"),
-        ("loss=[1]", "loss: expected a section with settings such as loss.name; got [1]"),
-        ("loss.name=[1]", "loss.name: loss [1] does not exist; known: dpo, sft"),
+        ("loss=[1]", "loss.0: expected the name of an objective or a section such as {name: dpo, beta: 0.1}; got 1"),
+        ("loss.name=[1]", "loss.name: expected the name of a loss, or your own as FILE.py:FUNCTION; got [1]"),
         ("loss=sftt", "loss.name: loss 'sftt' does not exist; did you mean sft?"),
         ("data={a: 3}", "data: expected text (a number or true as text goes in quotes) or a list, [like, this]; got {'a': 3}"),
         ("data=[a, 0.5]", "data.1: expected text (a number or true as text goes in quotes); got 0.5"),
@@ -210,7 +210,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "model": st.text(min_size=1) | st.none(),
     "data": st.lists(st.text(min_size=1), min_size=1) | st.text(min_size=1),
     "fields": st.dictionaries(st.sampled_from(["prompt", "chosen"]), st.text(min_size=1)),
-    "seed": st.integers(0, 2**63),
+    "seed": st.integers(0, 2**63 - 1),
     "epochs": st.floats(1e-9, 1e9),
     "optim.lr": st.none() | st.floats(1e-12, 1.0),
     "optim.eps": st.floats(1e-300, 1.0),
@@ -248,9 +248,16 @@ def test_no_word_is_lost_or_changed(text: str) -> None:
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_the_description_is_itself_a_recipe_of_the_defaults(tmp_path: Path, loss: str) -> None:
+def test_the_description_of_an_objective_is_its_section_alone(tmp_path: Path, loss: str) -> None:
     text = describe(loss)
     assert Config.load(recipe(tmp_path, text)) == Config.of({"loss.name": loss})
+    assert set(yaml.safe_load(text)) == {"loss"}
+    assert all(len(line.partition("  # ")[2]) > 10 for line in text.splitlines()), "each has its line of help"
+
+
+def test_the_description_is_itself_a_recipe_of_the_defaults(tmp_path: Path) -> None:
+    text = describe()
+    assert Config.load(recipe(tmp_path, text)) == Config.of({})
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert all("  # " in line for line in lines), "every setting and section has its line of help"
     assert set(yaml.safe_load(text)) == set(Config.model_fields)
@@ -259,6 +266,47 @@ def test_the_description_is_itself_a_recipe_of_the_defaults(tmp_path: Path, loss
 def test_the_loss_section_has_the_parameters_of_the_objective() -> None:
     assert set(loss_section("sft").model_fields) == {"name"}
     assert loss_section("dpo").model_fields["beta"].description
+
+
+# ---------------------------------------------------------------- several objectives
+
+
+LISTED = "loss: [{name: dpo, beta: 0.2}, {name: sft, weight: 0.2}]\n"
+
+
+def test_a_weighted_list_of_objectives(tmp_path: Path) -> None:
+    config = Config.load(recipe(tmp_path, LISTED))
+    assert (config.losses[0].beta, config.losses[0].weight) == (0.2, 1.0)  # type: ignore[attr-defined]
+    assert dict(config.losses[1]) == {"name": "sft", "weight": 0.2}
+    assert config.loss_name == "dpo+sft"
+    assert Config.load(None, ["loss=[{name: dpo, beta: 0.2}, {name: sft, weight: 0.2}]"]) == config
+    assert Config.load(recipe(tmp_path, config.to_yaml())) == config == Config.of(config.model_dump())
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_an_entry_of_the_list_is_named_by_its_number(tmp_path: Path) -> None:
+    config = Config.load(recipe(tmp_path, LISTED), ["loss.1.weight=0.5", "loss.0.beta=1"])
+    assert (config.losses[0].beta, config.losses[1].weight) == (1.0, 0.5)  # type: ignore[attr-defined]
+    assert Config.load(None, ["loss=[dpo, sft]", "loss.1.weight=3"]).losses[1].weight == 3.0  # type: ignore[attr-defined]
+    assert Config.load(recipe(tmp_path, LISTED), ["loss=sft"]).loss_name == "sft"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["loss=[dpo, {name: sft, beta: 1}]"], "loss.1.beta: a parameter of dpo"),
+        (["loss=[dpo, dppo]"], "loss.1.name: loss 'dppo' does not exist; did you mean dpo?"),
+        (["loss=[dpo, {weight: 2}]"], "loss.1.name: expected the name of a loss"),
+        (["loss=[]"], "loss: an empty list: expected at least one objective"),
+        (["loss=[dpo, sft]", "loss.2.weight=1"], "loss.2.weight: there are 2 objectives; name one as loss.0.weight"),
+        (["loss=[dpo, sft]", "loss.beta=1"], "loss.beta: there are 2 objectives; name one as loss.0.beta"),
+        (["loss.weight=2"], "loss.weight: an objective by itself has no weight"),
+        (["loss=[{name: dpo, weight: 0}]"], "loss.0.weight: expected more than 0; got 0"),
+        (["loss=sft", "loss.beta=1"], "loss.beta: a parameter of dpo"),
+    ],
+)
+def test_a_mistake_in_objectives_names_its_place(words: list[str], said: str) -> None:
+    assert said in refusal(*words)
 
 
 def test_rules_are_resolved_to_values() -> None:

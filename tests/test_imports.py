@@ -16,7 +16,7 @@ import preftune
 ROOT = Path(preftune.__file__).parent
 
 LAYERS = [  # a module imports from its own layer's package and from layers above this line, never from those below it
-    {"errors", "registry", "files", "yamlfile"},
+    {"errors", "registry", "files", "yamlfile", "settings_text"},
     {"data", "config", "run"},
     {"losses"},
     {"model", "engine"},
@@ -29,7 +29,7 @@ LAYERS = [  # a module imports from its own layer's package and from layers abov
     {"cli", "__main__"},
 ]
 FILES_ONLY = {"report", "web", "diagnose"}  # they read what a run left behind: they never import what trains
-NO_TORCH = {"data", "config", "registry", "errors", "files", "yamlfile", "run", "report", "cli"}
+NO_TORCH = {"data", "config", "settings_text", "registry", "errors", "files", "yamlfile", "run", "report", "cli"}
 HEAVY = {"torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow", "matplotlib", "wandb", "tensorboard"}
 LAZY = {"datasets", "pyarrow", "wandb", "tensorboard", "trl"}  # imported by nothing at module level
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

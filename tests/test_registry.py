@@ -8,11 +8,10 @@ import sys
 from typing import get_type_hints
 
 import pytest
-from jaxtyping import Float
-from torch import Tensor
 
 from preftune.errors import ConfigError
-from preftune.registry import FORMATS, LOSSES, Registry
+from preftune.losses.records import PairLoss, RefPairs, ResponseLoss
+from preftune.registry import FORMATS, LOSSES, MODIFIERS, Registry
 
 
 def test_a_name_is_imported_when_asked_for() -> None:
@@ -27,21 +26,22 @@ def test_a_name_is_imported_when_asked_for() -> None:
 
 
 def test_an_unknown_name_proposes_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"loss 'dpoo' does not exist: did you mean dpo\?"):
+    with pytest.raises(ConfigError, match=r"loss 'dpoo' does not exist; did you mean dpo\?"):
         LOSSES["dpoo"]
-    with pytest.raises(ConfigError, match="data format 'zzz' does not exist: known: alpaca_eval"):
+    with pytest.raises(ConfigError, match="data format 'zzz' does not exist; known: alpaca_eval"):
         FORMATS["zzz"]
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", [*LOSSES, *MODIFIERS])
 def test_an_objective_is_a_pure_function_with_settings_for_parameters(name: str) -> None:
-    function = LOSSES[name]
+    function = LOSSES[name] if name in LOSSES else MODIFIERS[name]
     hints = get_type_hints(function, include_extras=True)
-    first, *parameters = inspect.signature(function).parameters.values()
-    assert hints[first.name].__module__ == "preftune.losses.records"
-    assert "dtype" in dir(hints["return"]), f"{name} must return a jaxtyping array such as {Float[Tensor, 'pair']}"
-    for parameter in parameters:
-        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    arguments = inspect.signature(function).parameters.values()
+    taken = [a for a in arguments if a.kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert taken and all(get_type_hints(function)[a.name].__module__ == "preftune.losses.records" for a in taken)
+    returned = hints["return"]
+    assert returned in (PairLoss, ResponseLoss, RefPairs) or "dtype" in dir(returned), "rewards, a record, or a jaxtyping array"
+    for parameter in [a for a in arguments if a.kind is inspect.Parameter.KEYWORD_ONLY]:
         assert parameter.default is not inspect.Parameter.empty
         assert hints[parameter.name].__metadata__[0].description, f"{name}.{parameter.name} has no line of help"
 

@@ -21,7 +21,7 @@ multiplies the losses by it. Its parameters stand beside those of the objective 
 among all; with the defaults a modifier does nothing, and is left out:
 
     def ld(pairs: RefPairs, prefixes: Prefixes, *, ld_alpha: float = 1.0) -> RefPairs: ...
-    def wpo(on_policy: OnPolicy, *, wpo: bool = False) -> Float[Tensor, "pair"]: ...
+    def wpo(pairs: RefPairs, on_policy: OnPolicy, *, wpo: bool = False) -> Float[Tensor, "pair"]: ...
 
 The first line of an objective's docstring names its source; `preftune config --loss NAME` shows it.
 """
@@ -155,7 +155,7 @@ class Prefixes(NamedTuple):
 
 
 class SequentialKL(NamedTuple):
-    """Σ_t KL(π_ref(·|x, y_<t) ‖ π(·|x, y_<t)) over a response's scored tokens, nats, with gradient (TDPO). Beside `RefPairs`."""
+    """Σ_t KL(π_ref(·|x, y_<t) ‖ π(·|x, y_<t)) over the scored tokens, nats, with gradient (TDPO). Beside `RefPairs`."""
 
     chosen_kl: Float[Tensor, "pair"]
     rejected_kl: Float[Tensor, "pair"]

@@ -1,0 +1,99 @@
+"""A user's own objective: a function in a file, named in the settings as `loss.name=path/to/my.py:my_loss`.
+
+It is written like every objective of the package (see `preftune.losses.records`):
+
+    from preftune.losses.records import PairLoss, RefPairs
+
+    def my_loss(pairs: RefPairs, *, beta: float = 0.1) -> PairLoss: ...
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from torch import Tensor
+
+from preftune.errors import ConfigError, nearest
+from preftune.losses import records
+
+_UNITS = (records.Tokens, records.Pairs, records.RefPairs, records.Labels, records.Ranked, records.Scores)
+_BESIDE = (
+    records.Confidence,
+    records.Margin,
+    records.Prefixes,
+    records.SequentialKL,
+    records.OnPolicy,
+    records.Mismatched,
+)
+
+
+@cache
+def load(name: str) -> Callable[..., Any]:
+    """The function that "FILE.py:FUNCTION" names. Raises ConfigError that says what was expected of the file or of it."""
+    file, _, function = name.rpartition(":")
+    if not Path(file).is_file():
+        raise ConfigError(f"{file}: no such file; an objective of your own is named as FILE.py:FUNCTION")
+    module = _module(Path(file))
+    mine = {
+        n: f
+        for n, f in vars(module).items()
+        if inspect.isfunction(f) and f.__module__ == module.__name__ and not n.startswith("_")
+    }
+    if function not in mine:
+        has = nearest(function, mine) if mine else "it has no function"
+        raise ConfigError(f"{file}: no function {function!r}; {has}")
+    objective = mine[function]
+    if problem := _problem(objective):
+        raise ConfigError(f"{file}:{objective.__code__.co_firstlineno}: {function}: {problem}")
+    return objective
+
+
+def _module(file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"preftune_own_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        inside = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        line = inside[-1] if inside else getattr(error, "lineno", None)
+        raise ConfigError(f"{file}:{line or 1}: cannot be imported: {type(error).__name__}: {error}") from None
+    return module
+
+
+def _problem(function: Callable[..., Any]) -> str:
+    """What keeps a function from being an objective; "" for nothing."""
+    names = ", ".join(r.__name__ for r in _UNITS)
+    try:
+        hints = get_type_hints(function)
+    except Exception as error:
+        return f"its annotations cannot be read: {error}"
+    arguments = list(inspect.signature(function).parameters.values())
+    positional = [a for a in arguments if a.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if not positional or hints.get(positional[0].name) not in _UNITS:
+        return f"expected a first argument annotated with the record that it takes, one of {names} of preftune.losses.records"
+    for argument in positional[1:]:
+        if hints.get(argument.name) not in (*_UNITS, *_BESIDE):
+            return (
+                f"expected a record for {argument.name}; parameters come after a *, as in "
+                f"{function.__name__}({positional[0].name}, *, {argument.name}=…)"
+            )
+    for argument in arguments:
+        if argument.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+            return f"expected parameters by name, found {argument}"
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY and (
+            argument.default is inspect.Parameter.empty or argument.name not in hints
+        ):
+            return f"expected a type and a default for the parameter {argument.name}, as in {argument.name}: float = 0.1"
+    returned = hints.get("return")
+    if returned in (records.PairLoss, records.ResponseLoss) or inspect.isclass(returned) and issubclass(returned, Tensor):
+        return ""
+    if Tensor in get_args(returned) or getattr(returned, "array_type", None) is Tensor:
+        return ""
+    return "expected a return annotation: PairLoss or ResponseLoss of preftune.losses.records, or Tensor (one loss per unit)"
