@@ -1,6 +1,7 @@
 """Who sees whom, evaluated fast, through transformers' attention interface.
 
-One predicate defines a forest (`sees`): same tree, not later, and the prompt or the same branch. Two ways to evaluate it:
+One predicate defines a forest (`sees`): same tree, not later, and the prompt or the same branch. Two ways to evaluate it,
+to which `varlen` and `flex` add those that need a GPU, and among which `backends` chooses:
 
     forest_attention   one scaled-dot-product call for prompt + first branch, one for each further branch over the keys of
                        prompt + branch: no token attends to another tree, so nothing of it is computed
@@ -12,7 +13,8 @@ raises `Unmodelled`, and the caller falls back to padded rows and the model's ow
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,6 +39,9 @@ _HARMLESS = frozenset(
 )
 
 
+_Made = TypeVar("_Made")
+
+
 class Unmodelled(Exception):
     """This model's attention has a feature that the forest does not model. Internal: it selects the padded path."""
 
@@ -48,24 +53,29 @@ class Forest:
         """`batch` is packed as a forest."""
         self.batch = batch
         self.spans = batch.spans
-        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
-        self._dense: dict[int | None, Tensor] = {}
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, name: Hashable, make: Callable[[], _Made]) -> _Made:
+        """What `make` gives, made at the first call for `name`."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: _Made = self._made[name]
+        return made
 
     def branch_mask(
         self, n_before: int, n: int, window: int | None, device: torch.device
     ) -> Bool[Tensor, "{n} {n_before}+{n}"]:
         """True where query i (at position n_before + i) sees key j (at position j)."""
-        key = (n_before, n, window)
-        if key not in self._masks:
+
+        def make() -> Tensor:
             query = torch.arange(n_before, n_before + n, device=device)[:, None]
-            self._masks[key] = _causal(query, torch.arange(n_before + n, device=device)[None], window)
-        return self._masks[key]
+            return _causal(query, torch.arange(n_before + n, device=device)[None], window)
+
+        return self.once((n_before, n, window), make)
 
     def dense_mask(self, window: int | None) -> Bool[Tensor, "T T"]:
         """The predicate for every pair of tokens of the row."""
-        if window not in self._dense:
-            self._dense[window] = sees(self.batch, window)
-        return self._dense[window]
+        return self.once(("dense", window), lambda: sees(self.batch, window))
 
 
 def sees(batch: Batch, window: int | None = None) -> Bool[Tensor, "T T"]:
@@ -95,8 +105,7 @@ def forest_attention(
     **others: Any,
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
     """Attention of a packed forest, one call per branch; the first branch stands right after its prompt and shares its call."""
-    _check(forest, attention_mask, dropout, others)
-    assert forest is not None
+    forest = check_modelled(forest, attention_mask, dropout, others)
     sizes = [n for span in forest.spans for n in _calls(span.prompt, span.branches)]
     # split, not slices: the gradient of a split is one concatenation, that of n slices is n zero-padded rows
     queries, keys, values = query.split(sizes, dim=2), key.split(sizes, dim=2), value.split(sizes, dim=2)
@@ -135,8 +144,7 @@ def dense_attention(
     **others: Any,
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
     """The oracle: the same, by one [T, T] mask."""
-    _check(forest, attention_mask, dropout, others)
-    assert forest is not None
+    forest = check_modelled(forest, attention_mask, dropout, others)
     return _masked(query, key, value, forest.dense_mask(sliding_window), scaling, softcap).transpose(1, 2), None
 
 
@@ -144,7 +152,8 @@ def _calls(n_prompt: int, branches: tuple[int, ...]) -> list[int]:
     return [n_prompt + (branches[0] if branches else 0), *branches[1:]]
 
 
-def _check(forest: Forest | None, attention_mask: Tensor | None, dropout: float, others: dict[str, Any]) -> None:
+def check_modelled(forest: Forest | None, attention_mask: Tensor | None, dropout: float, others: dict[str, Any]) -> Forest:
+    """The forest, where the call asks for nothing that a forest does not model. Raises Unmodelled otherwise."""
     if forest is None:
         raise Unmodelled("attention was called without a forest")
     if attention_mask is not None:
@@ -154,6 +163,16 @@ def _check(forest: Forest | None, attention_mask: Tensor | None, dropout: float,
     unknown = sorted(k for k, v in others.items() if v is not None and k not in _HARMLESS)
     if unknown:
         raise Unmodelled(f"attention feature: {', '.join(unknown)}")
+    return forest
+
+
+def compute_dtype(query: Tensor, value: Tensor) -> torch.dtype:
+    """The dtype of attention's products: that of autocast, which reaches no kernel by itself, else the values' own.
+
+    Under autocast rotations leave queries and keys in float32 while values are in half precision.
+    """
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
 
 def _attend(
@@ -184,11 +203,3 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype) @ value
-
-
-def register() -> None:
-    """Makes both known to transformers, which then builds no mask for them."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(FOREST, forest_attention)
-    AttentionInterface.register(DENSE, dense_attention)

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from preftune.data.types import Tree
+from preftune.model.device import to_device
 
 Layout = Literal["forest", "rows"]
 
@@ -62,8 +63,11 @@ class Batch:
     n_responses: int
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        moved: dict[str, Any] = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        """The same batch on another device; nobody waits for its way to a GPU."""
+        place = torch.device(device)
+        moved: dict[str, Any] = {
+            f.name: to_device(v, place) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
         return replace(self, **moved)
 
 

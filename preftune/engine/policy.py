@@ -24,7 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from preftune.data.types import Branch, Tree
-from preftune.engine.attention import FOREST, Forest, Unmodelled, register
+from preftune.engine.attention import FOREST, Forest
+from preftune.engine.backends import CANNOT, Measured, available, fastest, register
 from preftune.engine.batch import Batch, Layout, alone, even_rows, pack, rows_of
 from preftune.engine.head import HeadShape, token_logps
 from preftune.engine.linear import use_fast_products
@@ -41,6 +42,7 @@ class Path:
     head: Literal["own", "model"]
     why: str = ""
     alone: bool = False  # one response at a time
+    attention: str = FOREST  # of a forest: which of `backends`
 
 
 class Policy(nn.Module):
@@ -57,7 +59,7 @@ class Policy(nn.Module):
         self.autocast = autocast
         self.head_shape = head_shape(plain(model).config)
         register()
-        wanted = FOREST if path.layout == "forest" else own_attention(model)
+        wanted = path.attention if path.layout == "forest" else own_attention(model)
         if wanted != plain(model).config._attn_implementation:
             plain(model).set_attn_implementation(wanted)
         use_fast_products(model, path.head == "own")
@@ -77,7 +79,10 @@ class Policy(nn.Module):
         return self._logps(batch)
 
     def _rotations_differ(self, batch: Batch) -> bool:
-        return self._longest_together is not None and int(batch.position.max()) >= self._longest_together
+        if self._longest_together is None:
+            return False
+        longest = max(span.prompt + max(span.branches, default=0) for span in batch.spans)  # known without asking the device
+        return longest > self._longest_together
 
     def _logps(self, batch: Batch) -> Float[Tensor, "S"]:
         device = next(self.parameters()).device
@@ -138,19 +143,19 @@ class Policy(nn.Module):
             name = f"{path.layout} with {'our' if path.head == 'own' else 'its'} head"
             try:
                 off = float((_score(cls(model, path), probe) - expected).abs().max())
-            except _CANNOT as error:
+            except CANNOT as error:
                 reasons.append(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 continue
             if off <= allowed:
                 why = f"{name}, largest difference from the model's own forward {off:.1e} nats per token"
-                return cls(model, replace(path, why="; ".join([why, *reasons])), autocast=autocast)
+                path = replace(path, why="; ".join([why, *reasons]))
+                return cls(model, _with_attention(model, path, probe, autocast), autocast=autocast)
             reasons.append(f"{name}: log-probs differ by {off:.1e} nats")
         why = "; ".join(["one response at a time, by the model's own forward", *reasons])
         return cls(model, replace(_DEFINITION, why=why), autocast=autocast)
 
 
 _DEFINITION = Path("rows", "model", alone=True)
-_CANNOT = (Unmodelled, TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError)
 
 
 def tolerance(logps: Float[Tensor, "S"], computed_in: torch.dtype) -> float:
@@ -222,4 +227,40 @@ def _score(policy: Policy, trees: Sequence[Tree]) -> Float[Tensor, "S"]:
             logps: Tensor = policy(policy.pack(trees), as_packed=True)
             return logps
     finally:
+        policy.train(was_training)
+
+
+def _with_attention(model: Any, path: Path, probe: Sequence[Tree], autocast: torch.dtype | None) -> Path:
+    """`path` with the fastest attention that is exact in the precision of the run."""
+    backends = available(next(model.parameters()).device) if path.layout == "forest" else []
+    if not backends:
+        return path
+    small = [probe[0], probe[-1]]  # a gradient holds on to every layer
+
+    def measure(name: str) -> Measured:
+        policy = Policy(model, replace(path, attention=name), autocast=autocast)
+        return Measured(_score(policy, probe), _embedding_gradient(policy, small))
+
+    name, why = fastest(backends, measure)
+    return replace(path, attention=name, why=f"{path.why}; attention: {why}")
+
+
+def _embedding_gradient(policy: Policy, trees: Sequence[Tree]) -> Float[Tensor, "N T D"]:
+    """Gradient of a weighted sum of the log-probs with respect to the embedded tokens: it has passed through every layer."""
+    cut: list[Tensor] = []
+
+    def leaf(module: nn.Module, given: Any, embedded: Tensor) -> Tensor:
+        cut.append(embedded.detach().requires_grad_())
+        return cut[-1]
+
+    was_training = policy.training
+    policy.eval()
+    hook = plain(policy.model).get_input_embeddings().register_forward_hook(leaf)
+    try:
+        with torch.enable_grad():
+            logps = policy(policy.pack(trees), as_packed=True)
+            weight = torch.linspace(-1, 2, len(logps), device=logps.device, dtype=logps.dtype)
+            return torch.autograd.grad((logps * weight).sum(), cut)[0]
+    finally:
+        hook.remove()
         policy.train(was_training)

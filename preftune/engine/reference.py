@@ -28,6 +28,7 @@ from preftune.engine.policy import Policy, tolerance
 from preftune.engine.score import score, score_all
 from preftune.errors import TrainingError
 from preftune.files import storage, write_atomic
+from preftune.model.device import to_device
 
 _SHARD_RESPONSES = 4096
 
@@ -161,4 +162,4 @@ def verify(store: ReferenceStore, reference: Policy, known: Sequence[Tree], *, n
 def logps_of(store: ReferenceStore, trees: Sequence[Tree], batch: Batch) -> torch.Tensor:
     """[S] reference log-probs in the order of the batch's scored tokens, on the batch's device."""
     parts = [store[response_key(t.prompt, b)] for t in trees for b in t.branches]
-    return torch.from_numpy(np.concatenate(parts)).to(batch.tokens.device)
+    return to_device(torch.from_numpy(np.concatenate(parts)), batch.tokens.device)

@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from preftune.errors import ConfigError, nearest
 
@@ -47,3 +48,10 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`. From the host to a GPU through pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)

@@ -129,7 +129,8 @@ def test_what_is_not_modelled_is_refused(changes: dict[str, Any], what: str) -> 
 def test_transformers_knows_both() -> None:
     from transformers import AttentionInterface
 
-    from preftune.engine.attention import DENSE, FOREST, register
+    from preftune.engine.attention import DENSE, FOREST
+    from preftune.engine.backends import register
 
     register()
     known = SimpleNamespace(**dict(AttentionInterface().items()))
