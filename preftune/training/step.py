@@ -8,7 +8,7 @@ ranks). Nothing here knows an objective by name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, get_type_hints
 
@@ -130,9 +130,7 @@ def backward(policy: nn.Module, micros: Iterable[Micro], objective: Objective, *
     n_units: units of the whole step over all ranks. DistributedDataParallel averages over ranks: `world` undoes that.
     """
     sums: Sums = {}
-    micros = list(micros)
-    for i, micro in enumerate(micros):
-        last = i == len(micros) - 1
+    for micro, last in _one_ahead(micros):
         with nullcontext() if last or world == 1 else policy.no_sync():  # type: ignore[operator]
             logps = policy(micro.batch)
             record = record_of(objective.record, micro.batch, logps, micro.ref_logps)
@@ -141,6 +139,16 @@ def backward(policy: nn.Module, micros: Iterable[Micro], objective: Objective, *
         measured = measure(objective, micro, record, logps.detach(), values.detach())
         add(sums, {name: value * micro.weight for name, value in measured.items()})
     return sums
+
+
+def _one_ahead(micros: Iterable[Micro]) -> Iterator[tuple[Micro, bool]]:
+    """Each micro-batch and whether it is the last. The next one is packed, and on its way, before this one is computed."""
+    ahead = iter(micros)
+    for micro in ahead:
+        for following in ahead:
+            yield micro, False
+            micro = following
+        yield micro, True
 
 
 @torch.no_grad()
@@ -199,7 +207,7 @@ def _pair_metrics(pairs: RefPairs, beta: float) -> Sums:
     margin = pairs.chosen_log_ratio - pairs.rejected_log_ratio
     # a tie is a margin that rounding explains: it counts one half, so that an untrained model scores 0.5
     noise = 4 * torch.finfo(margin.dtype).eps * sum(x.abs() for x in pairs[:4])
-    right = torch.where(margin.abs() <= noise, 0.5, (margin > 0).to(margin.dtype))
+    right = (margin > 0).to(margin.dtype).masked_fill(margin.abs() <= noise, 0.5)
     return {
         "rewards/chosen": _sum(beta * pairs.chosen_log_ratio),
         "rewards/rejected": _sum(beta * pairs.rejected_log_ratio),
@@ -224,9 +232,10 @@ def _kl(micro: Micro, logps: Float[Tensor, "S"]) -> Float[Tensor, "2"]:
     assert micro.ref_logps is not None
     log_ratio = (logps - micro.ref_logps.to(logps.dtype)).double()
     total = (2 * (torch.sigmoid(log_ratio) * (log_ratio - 2) + 1)).sum().clamp(min=0.0)
-    return torch.stack([total, total.new_tensor(micro.batch.n_responses)])
+    return torch.stack([total, total.new_full((), micro.batch.n_responses)])
 
 
 def _sum(values: Tensor) -> Float[Tensor, "2"]:
     values = values.detach().double()  # metrics are the same to the last printed digit however a step is cut
-    return torch.stack([values.sum(), values.new_tensor(values.numel())])
+    # new_full, unlike new_tensor, copies nothing from the host, which would wait for the device
+    return torch.stack([values.sum(), values.new_full((), values.numel())])
