@@ -86,9 +86,9 @@ def _evaluation() -> tuple[Any, str]:
 
 
 def _reference() -> tuple[Any, str]:
-    from preftune.engine.reference import ReferenceStore
+    from preftune.engine import score
 
-    return ReferenceStore, "add"
+    return score, "score"
 
 
 def _samples() -> tuple[Any, str]:

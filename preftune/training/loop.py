@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from preftune.config import Config
+from preftune.data.store import Store
 from preftune.data.types import Tree
 from preftune.engine.policy import Policy
-from preftune.engine.reference import ReferenceStore, logps_of
+from preftune.engine.reference import logps_of
 from preftune.engine.score import by_length
 from preftune.errors import Interrupted, TrainingError
 from preftune.files import storage, sync_folder
@@ -96,7 +97,7 @@ class Work:
     objective: Objective
     train: Material
     held_out: Material | None
-    reference: ReferenceStore | None
+    reference: Store | None
     starts_as_reference: bool  # the policy is the reference before the first update
     ranks: Ranks = Ranks()
     resume_from: checkpoint.Checkpoint | None = None

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from preftune.config import Config, Lora
 from preftune.data.read import Dataset, read_examples
 from preftune.data.split import leaked_prompts, split_by_prompt
+from preftune.data.store import Store
 from preftune.data.template import Renderer, build_trees
 from preftune.data.types import Example, Tree
 from preftune.engine.policy import Policy
-from preftune.engine.reference import ReferenceStore, default_cache, fill, missing, response_key
+from preftune.engine.reference import default_cache, fill, keys_of, missing, reference_store
 from preftune.errors import ConfigError, DataError, ModelError, nearest
 from preftune.model.device import Precision, precision_of
 from preftune.model.load import (
@@ -64,11 +65,8 @@ class Data:
 
     def digest(self) -> str:
         """Names the exact tokens of all examples and their order: a resumed run must find the same."""
-        digest = hashlib.blake2b(digest_size=16)
-        for tree in [*self.train.trees, *(self.held_out.trees if self.held_out else [])]:
-            for branch in tree.branches:
-                digest.update(response_key(tree.prompt, branch))
-        return digest.hexdigest()
+        trees = [*self.train.trees, *(self.held_out.trees if self.held_out else [])]
+        return hashlib.blake2b(b"".join(keys_of(trees)), digest_size=16).hexdigest()
 
 
 def require(config: Config) -> None:
@@ -212,7 +210,7 @@ def load_policy(config: Config, renderer: Renderer, trees: Sequence[Tree], devic
 class Reference:
     """The frozen reference of a run: where its log-probs are, and whether the policy starts as it."""
 
-    store: ReferenceStore
+    store: Store
     is_start: bool
 
 
@@ -225,11 +223,11 @@ def score_reference(
     """
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
     frozen = start if config.reference is None else identity(resolve(config.reference), str(precision))
-    store = ReferenceStore(cache, frozen)
+    store = reference_store(cache, frozen)
+    mine = trees[ranks.rank :: ranks.world]
+    todo = missing(store, mine)
     for file in store.damaged:
         yield Said("warning", f"{file}: damaged reference log-probs, set aside and scored again")
-    mine = trees[ranks.rank :: ranks.world]
-    n_missing = len(missing(store, mine))
     model = policy
     if frozen != start:
         assert config.reference is not None
@@ -237,13 +235,13 @@ def score_reference(
         check_vocabulary(other, tokenizer, f"reference={config.reference}")
         model = Policy.choose(other.to(next(policy.parameters()).device), trees, autocast=precision.autocast)
     with policy.adapter_off() if config.lora.r else nullcontext():
-        for done in fill(store, model, mine, budget=config.batch.tokens_per_microbatch):
-            yield Progress("reference", done, n_missing)
+        for done in fill(store, model, mine, todo, budget=config.batch.tokens_per_microbatch):
+            yield Progress("reference", done, len(todo))
     ranks.barrier()
     if ranks.world > 1:
-        store = ReferenceStore(cache, frozen)
+        store = reference_store(cache, frozen)
     n = sum(len(t.branches) for t in trees)
-    yield Said("reference", f"{n} reference responses, {'read from' if not n_missing else 'scored into'} {store.folder}")
+    yield Said("reference", f"{n} reference responses, {'read from' if not todo else 'scored into'} {store.folder}")
     yield Reference(store, frozen == start)
 
 
