@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from preftune import cli_data
 from preftune.errors import ConfigError, PreftuneError
 
 app = typer.Typer(
@@ -241,6 +242,10 @@ def check(
         renderer = open_renderer(model, template=template, max_length=max_length, usual=1024)
     found = inspect(data, renderer=renderer, format=format, quarantine=quarantine)
     print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.as_text())
+
+
+for _name, _verb in cli_data.VERBS.items():
+    app.command(_name)(_verb)
 
 
 @app.command()

@@ -26,10 +26,10 @@ LAYERS = [  # a module imports from its own layer's package and from layers abov
     {"report", "web"},
     {"api", "show"},
     {"demo"},
-    {"cli", "__main__"},
+    {"cli", "cli_data", "__main__"},
 ]
 FILES_ONLY = {"report", "web", "diagnose"}  # they read what a run left behind: they never import what trains
-NO_TORCH = {"data", "config", "settings_text", "registry", "errors", "files", "yamlfile", "run", "report", "cli"}
+NO_TORCH = {"data", "config", "settings_text", "registry", "errors", "files", "yamlfile", "run", "report", "cli", "cli_data"}
 HEAVY = {"torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow", "matplotlib", "wandb", "tensorboard"}
 LAZY = {"datasets", "pyarrow", "wandb", "tensorboard", "trl"}  # imported by nothing at module level
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

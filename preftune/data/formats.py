@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from preftune.data.rows import (
     check_response,
     kind,
     label_of,
+    labels_of,
     messages_of,
     number_of,
     numbers_of,
@@ -172,12 +173,13 @@ def prompt_completion_label(row: Row) -> Example:
     return _example(row, prompt, (completion,), labels=(label,))
 
 
-@columns("prompt", "responses", optional=("scores", "ranks", "pairs"))
+@columns("prompt", "responses", optional=("scores", "ranks", "pairs", "labels"))
 def prompt_responses(row: Row) -> Example:
     """`responses` is a list; `scores` (higher is better) or `ranks` (1 is best) make pairs of all that differ.
 
     A pair's margin is the difference of the scores. Ranks are kept as scores with the sign turned, so that higher is better.
-    `pairs` states the preferences instead, each [winner, loser] or [winner, loser, confidence]: what `write_examples` writes.
+    `pairs` states the preferences instead, each [winner, loser], with confidence and margin behind if they are known: this is
+    what `write_examples` writes. `labels` says of each response whether it is good (null: unknown).
     """
     listed = cell(row, "responses")
     if not isinstance(listed, (list, tuple)) or not listed:
@@ -191,16 +193,94 @@ def prompt_responses(row: Row) -> Example:
         values = numbers_of(scores, "scores", len(responses))
     elif ranks is not None:
         values = tuple(-r for r in numbers_of(ranks, "ranks", len(responses)))
-    prompt, stated = prompt_of(cell(row, "prompt"), "prompt"), optional(row, "pairs")
-    if stated is not None:
-        return _example(row, prompt, responses, pairs=pairs_of(stated, responses), scores=values)
+    prompt, stated, labels = prompt_of(cell(row, "prompt"), "prompt"), optional(row, "pairs"), optional(row, "labels")
+    pairs = _pairs_by_score(responses, values) if stated is None else pairs_of(stated, responses)
+    good = () if labels is None else labels_of(labels, len(responses))
+    return _example(row, prompt, responses, pairs=pairs, labels=good, scores=values)
+
+
+def _pairs_by_score(responses: tuple[Response, ...], values: tuple[float, ...]) -> tuple[Pair, ...]:
+    """A pair of every two responses whose values differ, with the difference as margin; () where there are no values."""
     found = []
     for i, j in itertools.permutations(range(len(values)), 2):
         if values[i] > values[j]:
             if responses[i] == responses[j]:
                 raise BadRow(f"responses[{i}] and responses[{j}] are identical but do not have the same score")
             found.append(Pair(i, j, margin=values[i] - values[j]))
-    return _example(row, prompt, responses, pairs=tuple(found), scores=values)
+    return tuple(found)
+
+
+@columns("instruction", "completions", optional=("aspects",))
+def ultrafeedback(row: Row) -> Example:
+    """UltraFeedback's own rows: `completions` is a list of {response, annotations: {aspect: {Rating}}}, four answers a prompt.
+
+    A response's score is the mean of its ratings, or of those that `aspects` names (which may also be overall_score or
+    fine-grained_score). A rating that is no number (N/A) is left out; a response without any is a bad row.
+    """
+    listed = cell(row, "completions")
+    if not isinstance(listed, (list, tuple)) or not listed:
+        raise BadRow(f"completions is {kind(listed)}, expected a list of one or more")
+    responses, values = [], []
+    for i, one in enumerate(listed):
+        if not isinstance(one, Mapping):
+            raise BadRow(f"completions[{i}] is {kind(one)}, expected an object with response and annotations")
+        responses.append(response_of(cell(one, "response"), f"completions[{i}].response"))
+        stated = one.get("annotations")
+        ratings = (
+            {a: v.get("Rating") for a, v in stated.items() if isinstance(v, Mapping)} if isinstance(stated, Mapping) else {}
+        )
+        whole = {a: one[a] for a in ("overall_score", "fine-grained_score") if a in one}
+        values.append(_rated(ratings, whole, _aspects(row), f"completions[{i}]"))
+    prompt = check_prompt((Message("user", text_of(cell(row, "instruction"), "instruction")),), "instruction")
+    given = tuple(responses)
+    return _example(row, prompt, given, pairs=_pairs_by_score(given, tuple(values)), scores=tuple(values))
+
+
+@columns("prompt", "response_1", "response_2", "preference_strength")
+def preference_strength(row: Row) -> Example:
+    """HelpSteer-2's preferences: -3 (response_1 is much better) to 3 (response_2 is). 0 is a tie; the size is the margin."""
+    strength = number_of(cell(row, "preference_strength"), "preference_strength")
+    prompt = prompt_of(cell(row, "prompt"), "prompt")
+    responses = tuple(response_of(cell(row, name), name) for name in ("response_1", "response_2"))
+    return _example(row, prompt, responses, pairs=_pairs_by_score(responses, (-strength / 2, strength / 2)))
+
+
+HELPSTEER_ASPECTS = ("helpfulness", "correctness", "coherence")
+
+
+@columns("prompt", "response", "helpfulness", optional=("correctness", "coherence", "complexity", "verbosity", "aspects"))
+def helpsteer(row: Row) -> Example:
+    """HelpSteer's ratings, one response a row; `preftune import` brings the rows of a prompt together.
+
+    The score is the mean of helpfulness, correctness and coherence, or of those that `aspects` names: complexity and verbosity
+    describe an answer, and do not say that it is better.
+    """
+    known = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    ratings = {a: row[a] for a in known if row.get(a) is not None}
+    score = _rated(ratings, {}, _aspects(row) or tuple(a for a in HELPSTEER_ASPECTS if a in ratings), "the row")
+    return _example(
+        row, prompt_of(cell(row, "prompt"), "prompt"), (response_of(cell(row, "response"), "response"),), scores=(score,)
+    )
+
+
+def _aspects(row: Row) -> tuple[str, ...]:
+    """The names of the ratings that count; () where the format is to choose."""
+    names = optional(row, "aspects") or ()
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise BadRow(f"aspects is {kind(names)}, expected a list of names")
+    return tuple(names)
+
+
+def _rated(ratings: Mapping[str, Any], whole: Mapping[str, Any], aspects: Sequence[str], name: str) -> float:
+    """The mean of the ratings that are wanted: all of `ratings`, or those of either that `aspects` names."""
+    every = {**whole, **ratings}
+    if missing := [a for a in aspects if a not in every]:
+        raise BadRow(f"{name} has no rating of {', '.join(missing)}; it has {', '.join(every) or 'none'}")
+    given = [every[a] for a in aspects or ratings]
+    values = [number_of(v, f"{name}: a rating") for v in given if not (isinstance(v, str) and v.strip().upper() in ("N/A", ""))]
+    if not values:
+        raise BadRow(f"{name} has no rating that is a number")
+    return number_of(sum(values) / len(values), f"{name}: the mean of its ratings")
 
 
 @columns("prompt", "completion")

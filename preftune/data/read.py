@@ -31,7 +31,16 @@ from preftune.files import write_atomic
 from preftune.registry import FORMATS
 
 _SNIFFED = 100  # rows looked at to detect a format
-_JSON_CELLS = ("messages", "conversations", "responses", "scores", "ranks", "pairs")  # lists, also where a CSV gives text
+_JSON_CELLS = (
+    "messages",
+    "conversations",
+    "responses",
+    "scores",
+    "ranks",
+    "pairs",
+    "labels",
+    "completions",
+)  # lists, even in CSV
 _TEXT_CELLS = ("prompt", "chosen", "rejected", "completion")  # text, or messages as JSON
 _PYTHON_LIST = re.compile(r"\[?\s*\{\s*'(role|content|from|value)'\s*:")
 
@@ -63,6 +72,7 @@ def read_examples(
     fields: Mapping[str, str] | None = None,
     quarantine: str | Path | None = None,
     max_rows: int | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """All Examples of a source or a list of sources.
 
@@ -72,6 +82,7 @@ def read_examples(
         fields: our column name -> the name that the file has for it; "-" leaves the column out.
         quarantine: JSONL file for bad rows, written whole ({source, reason, row} each). None: a bad row is an error.
         max_rows: stop after this many rows.
+        constants: columns that every row gets, under our names; what a format is to do with all rows alike (`aspects`).
 
     Raises:
         DataError: nothing to read, a damaged file, columns of no known format, bad rows, no usable row.
@@ -79,7 +90,8 @@ def read_examples(
     """
     if format != "auto":
         _format(format)
-    reading = _Reading(_checked_fields(fields or {}), None if format == "auto" else format, quarantine is not None, max_rows)
+    forced = None if format == "auto" else format
+    reading = _Reading(_checked_fields(fields or {}), constants or {}, forced, quarantine is not None, max_rows)
     sources = open_sources(source)
     aside = None if quarantine is None else Path(quarantine).expanduser()
     if aside is not None:
@@ -94,6 +106,7 @@ class _Reading:
     """The state of one read over its sources."""
 
     fields: Mapping[str, str]  # "" where our column is to be left out
+    constants: Mapping[str, Any]
     forced: str | None
     keep_bad: bool
     max_rows: int | None
@@ -166,7 +179,7 @@ class _Reading:
             elif name is None or not isinstance(raw.value, Mapping):
                 raise BadRow(f"a row must be an object with named columns, found {kind(raw.value)}")
             else:
-                row = _renamed(raw.value, self.fields)
+                row = _renamed(raw.value, self.fields) | dict(self.constants)
                 example = replace(_format(name)(_from_cells(row) if cells else row), source=raw.place)
             self.examples.append(self._unique(example, raw.place))
             self.formats[name] += 1

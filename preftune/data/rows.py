@@ -111,14 +111,15 @@ def numbers_of(value: object, name: str, n: int) -> tuple[float, ...]:
 
 
 def pairs_of(value: object, responses: tuple[Response, ...]) -> tuple[Pair, ...]:
-    """Preferences as lists [winner, loser] or [winner, loser, confidence] of indices into `responses`."""
+    """Preferences as lists [winner, loser], [winner, loser, confidence] or [winner, loser, confidence, margin]."""
+    expected = "[winner, loser], [winner, loser, confidence] or [winner, loser, confidence, margin]"
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"pairs is {kind(value)}, expected a list of [winner, loser]")
     found = []
     for k, pair in enumerate(value):
-        if not isinstance(pair, (list, tuple)) or len(pair) not in (2, 3):
-            raise BadRow(f"pairs[{k}] is {_shown(pair)}, expected [winner, loser] or [winner, loser, confidence]")
-        winner, loser, confidence = (*pair, 1.0)[:3]
+        if not isinstance(pair, (list, tuple)) or not 2 <= len(pair) <= 4:
+            raise BadRow(f"pairs[{k}] is {_shown(pair)}, expected {expected}")
+        winner, loser, confidence, margin = [*pair, 1.0, 0.0][:4] if len(pair) != 3 else [*pair, 0.0]
         for at in (winner, loser):
             if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at < len(responses):
                 raise BadRow(f"pairs[{k}] names response {_shown(at)}, expected a number from 0 to {len(responses) - 1}")
@@ -127,8 +128,17 @@ def pairs_of(value: object, responses: tuple[Response, ...]) -> tuple[Pair, ...]
         sure = number_of(confidence, f"pairs[{k}][2]")
         if not 0.5 <= sure <= 1:
             raise BadRow(f"pairs[{k}][2] is {sure}, expected a confidence from 0.5 (a tie) to 1")
-        found.append(Pair(winner, loser, sure))
+        found.append(Pair(winner, loser, sure, number_of(margin, f"pairs[{k}][3]")))
     return tuple(found)
+
+
+def labels_of(value: object, n: int) -> tuple[bool | None, ...]:
+    """One label per response: true, false, or null where nothing is known."""
+    if not isinstance(value, (list, tuple)):
+        raise BadRow(f"labels is {kind(value)}, expected a list with true, false or null for each response")
+    if len(value) != n:
+        raise BadRow(f"labels has {len(value)} entries, but there are {n} responses")
+    return tuple(None if v is None else label_of(v, f"labels[{i}]") for i, v in enumerate(value))
 
 
 def label_of(value: object, name: str) -> bool:

@@ -1,6 +1,6 @@
-"""Examples out: a JSONL file that reads back as the same prompts, responses, pairs and scores (format `prompt_responses`).
+"""Examples out: a JSONL file that reads back as the same examples (format `prompt_responses`), all but source and split.
 
-Labels, margins and splits have no place in that format: an example that has labels is refused.
+{"id": "5f1c…", "prompt": "2+2=", "responses": ["4", "5"], "pairs": [[0, 1, 1.0, 0.0]]}
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.types import Example, Message
-from preftune.errors import DataError
 from preftune.files import json_line, write_atomic
 
 
@@ -22,16 +21,16 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
 
 
 def row_of(example: Example) -> dict[str, Any]:
-    """One example as a row: id, prompt, responses, and the pairs or scores that it has. Raises DataError for labels."""
-    if example.labels:
-        raise DataError(f"{example.source or example.id}: labels cannot be written in this format, which holds preferences")
+    """One example as a row: id, prompt, responses, and the pairs, labels or scores that it has."""
     row: dict[str, Any] = {
         "id": example.id,
         "prompt": plain(example.prompt),
         "responses": [plain(response) for response in example.responses],
     }
     if example.pairs:
-        row["pairs"] = [[p.winner, p.loser, p.confidence] for p in example.pairs]
+        row["pairs"] = [list(p) for p in example.pairs]
+    if example.labels:
+        row["labels"] = list(example.labels)
     if example.scores:
         row["scores"] = list(example.scores)
     return row

@@ -109,7 +109,7 @@ def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
     judgments = label_by_rule(collected, reward, temperature=LABEL_NOISE, seed=seed, annotator="rule:rubric+noise")
     console.print(f"   {len(judgments):,} judgments, {_share_right(collected, judgments):.1%} agree with the true reward")
     data = out / "preferences.jsonl"
-    write_examples(data, [e for e in preferences(collected, judgments) if e.pairs])
+    write_examples(data, preferences(collected, judgments).examples)
     append_judgments(out / "judgments.jsonl", judgments)
     console.print("   check: " + "; ".join(inspect(str(data)).as_text().splitlines()[-3:]))
 

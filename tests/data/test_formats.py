@@ -130,6 +130,19 @@ GOOD: list[tuple[str, dict[str, Any], Any, Any]] = [
         ASKED,
         ("Red", "Dog"),
     ),
+    (
+        "ultrafeedback",
+        {"instruction": "Colour?", "completions": [{"response": "Red", "annotations": {"help": {"Rating": "4"}}}]},
+        ASKED,
+        ("Red",),
+    ),
+    (
+        "preference_strength",
+        {"prompt": "Colour?", "response_1": "Red", "response_2": "Dog", "preference_strength": -2},
+        "Colour?",
+        ("Red", "Dog"),
+    ),
+    ("helpsteer", {"prompt": "Colour?", "response": "Red", "helpfulness": 4, "verbosity": 0}, "Colour?", ("Red",)),
 ]
 
 

@@ -115,6 +115,9 @@ SAMPLES = {
     "prompt_completion_label": {"prompt": "a", "completion": "b", "label": False},
     "prompt_responses": RANKED[0],
     "prompt_completion": {"prompt": "a", "completion": "b"},
+    "ultrafeedback": {"instruction": "a", "completions": [{"response": "b", "annotations": {"help": {"Rating": "4"}}}]},
+    "preference_strength": {"prompt": "a", "response_1": "b", "response_2": "c", "preference_strength": 2},
+    "helpsteer": {"prompt": "a", "response": "b", "helpfulness": 4},
     "messages": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     "conversations": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
 }
@@ -259,7 +262,7 @@ def test_columns_of_no_format(tmp_path: Path) -> None:
     assert all(name in text for name in FORMATS)
     with pytest.raises(DataError, match="format 'messages' does not fit its columns"):
         read_examples(path, format="messages")
-    with pytest.raises(ConfigError, match=r"'mesages' does not exist: did you mean messages\?"):
+    with pytest.raises(ConfigError, match=r"'mesages' does not exist; did you mean messages\?"):
         read_examples(path, format="mesages")
 
 
