@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from preftune.config import Config
@@ -34,6 +35,7 @@ from preftune.files import storage, sync_folder
 from preftune.run import Run
 from preftune.training import checkpoint
 from preftune.training.dist import Ranks
+from preftune.training.feed import Feed
 from preftune.training.optim import WeightWatch, clip, learning_rate, make_optimizer
 from preftune.training.plan import Plan, cut
 from preftune.training.step import BETTER, Material, Micro, Objective, Sums, backward, evaluate
@@ -128,6 +130,7 @@ def training(work: Work) -> Iterator[Event]:
         stopping, done = Stopping(**work.resume_from.state["stopping"]), work.resume_from.step
     every = eval_every(config, plan.n_steps) if work.held_out else 0
     lengths = np.array([policy.tokens_read(t) for t in work.train.trees], np.int64)
+    feed = Feed(lambda index: _micros(work, plan.examples(index), lengths))
     policy.train()
 
     def save(step: int, *, finished: bool = False) -> Saved:
@@ -146,7 +149,7 @@ def training(work: Work) -> Iterator[Event]:
                 stopped_early = bool(config.eval.patience) and stopping.without_gain >= (config.eval.patience or 0)
                 if stopped_early:
                     break
-            yield _step(work, outer, optimizer, watch, done, lengths)
+            yield _step(work, outer, optimizer, watch, done, lengths, feed)
             done += 1
             if work.ranks.any(stop.is_set(), _device(policy)):
                 save(done)
@@ -162,20 +165,20 @@ def training(work: Work) -> Iterator[Event]:
     yield save(done, finished=True)
 
 
-def _step(work: Work, outer: nn.Module, optimizer: torch.optim.Optimizer, watch: WeightWatch, index: int, lengths: Any) -> Step:
+def _step(
+    work: Work, outer: nn.Module, optimizer: torch.optim.Optimizer, watch: WeightWatch, index: int, lengths: Any, feed: Feed
+) -> Step:
     """One update. The metrics and the gradient's norm reach the host in one transfer, before the weights change."""
     started = time.perf_counter()
     config, plan = work.config, work.plan
     examples = plan.examples(index)
-    cuts = cut(examples, lengths, budget=config.batch.tokens_per_microbatch, world=work.ranks.world)
     n_units = int(work.train.n_units[examples].sum())
-    micros = (
-        _micro(work, work.train.trees, group or [int(examples[0])], float(bool(group))) for group in cuts[work.ranks.rank]
-    )
     optimizer.zero_grad(set_to_none=True)
     with random_of(config.seed, index, work.ranks.rank, _device(work.policy)):
-        sums = backward(outer, micros, work.objective, n_units=n_units, world=work.ranks.world)
+        sums = backward(outer, feed.step(index), work.objective, n_units=n_units, world=work.ranks.world)
     norm = clip(work.policy, config.optim.clip)
+    if index + 1 < plan.n_steps:
+        feed.prepare(index + 1)  # before the device is waited for
     metrics, (grad_norm, moved) = to_host(sums, work.ranks, norm, watch.moved())
     _check_finite(work, index, examples, metrics | {"grad_norm": grad_norm})
     if index == 0 and work.starts_as_reference:
@@ -203,6 +206,13 @@ def random_of(seed: int, step: int, rank: int, device: torch.device) -> Iterator
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
         yield
+
+
+def _micros(work: Work, examples: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Micro]:
+    """This rank's micro-batches of a step; where it has fewer than others, one more example that counts for nothing."""
+    cuts = cut(examples, lengths, budget=work.config.batch.tokens_per_microbatch, world=work.ranks.world)
+    for group in cuts[work.ranks.rank]:
+        yield _micro(work, work.train.trees, group or [int(examples[0])], float(bool(group)))
 
 
 def _micro(work: Work, trees: Sequence[Tree], group: Sequence[int], weight: float = 1.0) -> Micro:
