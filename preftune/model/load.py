@@ -8,7 +8,6 @@ architecture that wants to run its own code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -233,24 +232,6 @@ def check_vocabulary(model: Any, tokenizer: Any, where: object) -> None:
     rows, ids = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
     if ids > rows:
         raise ModelError(f"{where}: the tokenizer knows {ids} ids but the model embeds {rows}: they do not belong together")
-
-
-def identity(folder: Path, precision: str) -> str:
-    """Names a frozen model by what it is: 32 hex digits of its weights, configuration, adapter and precision.
-
-    The files are hashed as bytes, at disk speed. Neither their place nor their dates matter.
-    """
-    digest = hashlib.blake2b(precision.encode(), digest_size=16)
-    names = ("config.json", "adapter_config.json")
-    files = sorted({*folder.glob("*.safetensors"), *(folder / n for n in names if (folder / n).exists())}, key=lambda p: p.name)
-    for file in files:
-        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    if (folder / "adapter_config.json").exists():
-        digest.update(identity(base_of(folder), precision).encode())
-    return digest.hexdigest()
 
 
 def quiet_transformers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -28,6 +29,14 @@ class Ranks:
         if self.world > 1:
             td.all_reduce(values)
         return values
+
+    def first(self, compute: Callable[[], str]) -> str:
+        """What rank 0 computes, on every rank: for what costs much reading and is the same for all."""
+        if self.world == 1:
+            return compute()
+        said = [compute() if self.main else ""]
+        td.broadcast_object_list(said)
+        return said[0]
 
     def barrier(self) -> None:
         """Waits for all ranks."""

@@ -32,7 +32,7 @@ from preftune.files import storage, write_atomic
 from preftune.generate import Sampling, sample
 from preftune.model.device import pick_device
 from preftune.model.export import save_model
-from preftune.model.load import identity, open_renderer, quiet_transformers, resolve
+from preftune.model.load import open_renderer, quiet_transformers
 from preftune.run import Run
 from preftune.training import checkpoint
 from preftune.training.dist import Ranks, join
@@ -42,10 +42,12 @@ from preftune.training.prepare import (
     Progress,
     Reference,
     Said,
+    cache_of,
     check_resumable,
     check_same_data,
     check_same_models,
     load_policy,
+    name_of,
     read_data,
     require,
     require_reference_used,
@@ -162,7 +164,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
     yield Said("path", policy.path.why)
     if ranks.main and not going_on:
         _write_start(run, config, data, ranks, device)
-    reference, start = None, identity(resolve(config.model), str(precision))
+    reference, start = None, name_of(config.model, precision, ranks, cache_of(config))
     if goal.needs_reference:
         for event in score_reference(config, policy, precision, trees, ranks, renderer.tokenizer, start=start):
             if isinstance(event, Reference):

@@ -26,12 +26,8 @@ from preftune.engine.policy import Policy
 from preftune.engine.reference import default_cache, fill, keys_of, missing, reference_store
 from preftune.errors import ConfigError, DataError, ModelError, nearest
 from preftune.model.device import Precision, precision_of
-from preftune.model.load import (
-    check_vocabulary,
-    identity,
-    load_model,
-    resolve,
-)
+from preftune.model.identity import identity
+from preftune.model.load import check_vocabulary, load_model, resolve
 from preftune.model.lora import add_lora
 from preftune.run import Run
 from preftune.training.dist import Ranks
@@ -206,6 +202,16 @@ def load_policy(config: Config, renderer: Renderer, trees: Sequence[Tree], devic
     return policy, precision
 
 
+def cache_of(config: Config) -> Path:
+    """The folder of what is computed once for all runs: reference log-probs, tokens, digests of weights."""
+    return Path(config.cache).expanduser() if config.cache else default_cache()
+
+
+def name_of(model: str, precision: Precision, ranks: Ranks, cache: Path) -> str:
+    """The identity of a frozen model. Rank 0 alone reads the weights for it."""
+    return ranks.first(lambda: identity(resolve(model), str(precision), cache=cache))
+
+
 @dataclass
 class Reference:
     """The frozen reference of a run: where its log-probs are, and whether the policy starts as it."""
@@ -221,8 +227,8 @@ def score_reference(
 
     start: identity of the model that the policy starts from.
     """
-    cache = Path(config.cache).expanduser() if config.cache else default_cache()
-    frozen = start if config.reference is None else identity(resolve(config.reference), str(precision))
+    cache = cache_of(config)
+    frozen = start if config.reference is None else name_of(config.reference, precision, ranks, cache)
     store = reference_store(cache, frozen)
     mine = trees[ranks.rank :: ranks.world]
     todo = missing(store, mine)

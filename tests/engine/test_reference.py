@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path as Folder
 from typing import Any
@@ -30,7 +27,6 @@ from preftune.engine.reference import (
 )
 from preftune.engine.score import groups, score
 from preftune.errors import StorageError, TrainingError
-from preftune.model.load import identity
 
 TREES = tiny.forest(3, n=7, scored=0.7)
 
@@ -222,49 +218,3 @@ def test_default_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Folder) -> Non
     assert default_cache() == tmp_path / "preftune"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == Folder.home() / ".cache" / "preftune"
-
-
-# --- identity ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def saved(tmp_path: Folder) -> Folder:
-    folder = tmp_path / "base"
-    tiny.model("llama", dtype=torch.float32).save_pretrained(folder)
-    return folder
-
-
-def test_identity_is_that_of_weights_and_configuration(saved: Folder, tmp_path: Folder) -> None:
-    own = identity(saved, "float32")
-    copy = tmp_path / "elsewhere"
-    shutil.copytree(saved, copy)
-    for file in copy.iterdir():
-        os.utime(file, (1, 1))
-    (copy / "README.md").write_text("a note")
-    assert identity(copy, "float32") == own, "neither place nor dates"
-    assert identity(copy, "float32/bfloat16") != own
-    weights = (copy / "model.safetensors").read_bytes()
-    for at in (len(weights) // 2, len(weights) - 1):
-        (copy / "model.safetensors").write_bytes(weights[:at] + bytes([weights[at] ^ 1]) + weights[at + 1 :])
-        assert identity(copy, "float32") != own, "any bit of the weights"
-    (copy / "model.safetensors").write_bytes(weights)
-    assert identity(copy, "float32") == own
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    assert identity(copy, "float32") != own
-
-
-def test_identity_of_an_adapter_includes_its_base(saved: Folder, tmp_path: Folder) -> None:
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(saved), "r": 2}))
-    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    found = {identity(saved, "x"), identity(adapter, "x")}
-    (adapter / "adapter_model.safetensors").write_bytes(b"weightz")
-    found.add(identity(adapter, "x"))
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(saved), "r": 3}))
-    found.add(identity(adapter, "x"))
-    with (saved / "model.safetensors").open("ab") as file:
-        file.write(b"\0")
-    found.add(identity(adapter, "x"))
-    assert len(found) == 5
