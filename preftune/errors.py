@@ -5,7 +5,8 @@
     ├── DataError                             rows: missing, malformed, empty; names file:line, lists all at once
     ├── ModelError                            a model folder: missing, incomplete, unsupported, unsafe
     ├── TrainingError                         the run itself: NaN loss, step 0 is not what it must be
-    └── StorageError                          a disk that is full, a folder that cannot be written, a torn file
+    ├── StorageError                          a disk that is full, a folder that cannot be written, a torn file
+    └── ServerError                           a server: cannot be reached, refuses the key, leaves too much unanswered
     Interrupted                      exit 75  SIGTERM or Ctrl-C: everything is saved, and resuming goes on
 
 An error says four things: what is wrong, where (a setting or `file:line`), what was expected, what to do.
@@ -41,6 +42,10 @@ class TrainingError(PreftuneError):
 
 class StorageError(PreftuneError):
     """A file cannot be written, or what was read back is not what was written."""
+
+
+class ServerError(PreftuneError):
+    """A server that was named cannot be reached, refuses the key or the model, or left too much unanswered."""
 
 
 class Interrupted(PreftuneError):

@@ -87,6 +87,7 @@ FORMATS = Registry(
     "data format",
     {  # order matters: a row is read as the first format whose columns it has
         "alpaca_eval": "preftune.data.formats:alpaca_eval",
+        "two_outputs": "preftune.data.formats:two_outputs",
         "sharegpt": "preftune.data.formats:sharegpt",
         "prompt_chosen_rejected": "preftune.data.formats:prompt_chosen_rejected",
         "hh": "preftune.data.formats:hh",

@@ -16,11 +16,11 @@ import preftune
 ROOT = Path(preftune.__file__).parent
 
 LAYERS = [  # a module imports from its own layer's package and from layers above this line, never from those below it
-    {"errors", "registry", "files", "yamlfile", "settings_text"},
+    {"errors", "registry", "files", "yamlfile", "settings_text", "userfile"},
     {"data", "config", "run"},
     {"losses"},
     {"model", "engine"},
-    {"generate", "scoring", "chat"},
+    {"generate", "scoring", "chat", "asking", "sampling"},
     {"training"},
     {"label", "evaluate", "diagnose"},
     {"report", "web"},
@@ -29,9 +29,22 @@ LAYERS = [  # a module imports from its own layer's package and from layers abov
     {"cli", "cli_data", "__main__"},
 ]
 FILES_ONLY = {"report", "web", "diagnose"}  # they read what a run left behind: they never import what trains
-NO_TORCH = {"data", "config", "settings_text", "registry", "errors", "files", "yamlfile", "run", "report", "cli", "cli_data"}
-HEAVY = {"torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow", "matplotlib", "wandb", "tensorboard"}
-LAZY = {"datasets", "pyarrow", "wandb", "tensorboard", "trl"}  # imported by nothing at module level
+NO_TORCH = {
+    "data",
+    "config",
+    "settings_text",
+    "registry",
+    "errors",
+    "files",
+    "yamlfile",
+    "userfile",
+    "run",
+    "report",
+    "cli",
+    "cli_data",
+}
+HEAVY = {"torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow", "matplotlib", "wandb", "tensorboard", "openai"}
+LAZY = {"datasets", "pyarrow", "wandb", "tensorboard", "trl", "openai"}  # imported by nothing at module level
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 

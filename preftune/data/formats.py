@@ -90,9 +90,36 @@ def alpaca_eval(row: Row) -> Example:
     outputs = [response_of(cell(row, name), name) for name in ("output_1", "output_2")]
     second = preference - 1  # probability that output_2 is better
     pairs = (Pair(1, 0, second),) if second > 0.5 else (Pair(0, 1, 1 - second),) if second < 0.5 else ()
-    if outputs[0] == outputs[1]:
-        raise BadRow("output_1 and output_2 are identical: there is nothing to prefer")
+    if pairs and outputs[0] == outputs[1]:
+        raise BadRow("output_1 and output_2 are identical, so neither can be better; expected a preference of 1.5")
     return _example(row, prompt, tuple(outputs), pairs=pairs, scores=(1 - second, second))
+
+
+@columns(
+    "output_1",
+    "output_2",
+    optional=("instruction", "input", "label", "reference"),
+    when=lambda row: "instruction" in row or "input" in row,
+)
+def two_outputs(row: Row) -> Example:
+    """An instruction (`instruction`, else `input`) with two outputs, to be judged.
+
+    LLMBar's `label` says which is better, 1 or 2; 0 is a tie: no pair, and the scores are equal.
+    """
+    asked = text_of(cell(row, "instruction" if optional(row, "instruction") is not None else "input"), "instruction")
+    prompt = check_prompt((Message("user", asked),), "instruction")
+    outputs = tuple(response_of(cell(row, name), name) for name in ("output_1", "output_2"))
+    label = optional(row, "label")
+    reference = _reference(row)
+    if label is None:
+        return _example(row, prompt, outputs, reference=reference)
+    better = number_of(label, "label")
+    if better not in (0, 1, 2):
+        raise BadRow(f"label is {better:g}, expected 1 or 2 for the better output, or 0 for a tie")
+    if better and outputs[0] == outputs[1]:
+        raise BadRow("output_1 and output_2 are identical, so neither can be better; expected a label of 0")
+    pairs = {0: (), 1: (Pair(0, 1),), 2: (Pair(1, 0),)}[int(better)]
+    return _example(row, prompt, outputs, pairs=pairs, scores=() if pairs else (0.5, 0.5), reference=reference)
 
 
 @columns("conversations", "chosen", "rejected", optional=("system", *STRENGTH))
@@ -173,13 +200,14 @@ def prompt_completion_label(row: Row) -> Example:
     return _example(row, prompt, (completion,), labels=(label,))
 
 
-@columns("prompt", "responses", optional=("scores", "ranks", "pairs", "labels"))
+@columns("prompt", "responses", optional=("scores", "ranks", "pairs", "labels", "reference"))
 def prompt_responses(row: Row) -> Example:
     """`responses` is a list; `scores` (higher is better) or `ranks` (1 is best) make pairs of all that differ.
 
     A pair's margin is the difference of the scores. Ranks are kept as scores with the sign turned, so that higher is better.
     `pairs` states the preferences instead, each [winner, loser], with confidence and margin behind if they are known: this is
     what `write_examples` writes. `labels` says of each response whether it is good (null: unknown).
+    `reference` is an answer that is known to be right, which a judge may be shown.
     """
     listed = cell(row, "responses")
     if not isinstance(listed, (list, tuple)) or not listed:
@@ -196,7 +224,7 @@ def prompt_responses(row: Row) -> Example:
     prompt, stated, labels = prompt_of(cell(row, "prompt"), "prompt"), optional(row, "pairs"), optional(row, "labels")
     pairs = _pairs_by_score(responses, values) if stated is None else pairs_of(stated, responses)
     good = () if labels is None else labels_of(labels, len(responses))
-    return _example(row, prompt, responses, pairs=pairs, labels=good, scores=values)
+    return _example(row, prompt, responses, pairs=pairs, labels=good, scores=values, reference=_reference(row))
 
 
 def _pairs_by_score(responses: tuple[Response, ...], values: tuple[float, ...]) -> tuple[Pair, ...]:
@@ -314,6 +342,11 @@ def _dialogue(row: Row, name: str) -> Example:
     return _example(row, prompt, (check_response(turns[first:], name),))
 
 
+def _reference(row: Row) -> Response | None:
+    known = optional(row, "reference")
+    return None if known is None else response_of(known, "reference")
+
+
 def _prompt_and_completion(row: Row) -> tuple[Prompt, Response]:
     prompt = prompt_of(cell(row, "prompt"), "prompt")
     written = cell(row, "completion")
@@ -364,9 +397,10 @@ def _example(
     pairs: tuple[Pair, ...] = (),
     labels: tuple[bool | None, ...] = (),
     scores: tuple[float, ...] = (),
+    reference: Response | None = None,
 ) -> Example:
     """The Example with the row's own id, or else the hash of prompt and responses (verdicts about them do not rename them)."""
     own = row.get("id")
     named = isinstance(own, int) and not isinstance(own, bool) or isinstance(own, str) and own.strip() != ""
     name = text_of(str(own), "id") if named else content_id(prompt, responses)
-    return Example(name, prompt, responses, pairs=pairs, labels=labels, scores=scores)
+    return Example(name, prompt, responses, pairs=pairs, labels=labels, scores=scores, reference=reference)

@@ -23,6 +23,7 @@ from preftune.files import append_lines, storage
 _NAMES = tuple(f.name for f in fields(Judgment))
 _REQUIRED = ("example", "i", "j", "verdict", "annotator", "shown_order")
 _VERDICTS: tuple[str, ...] = get_args(Verdict)
+_SHARES: Mapping[Verdict, float | None] = {"i": 1.0, "j": 0.0, "tie": 0.5, "both_bad": 0.5, "unscored": None}
 _MIRRORED: Mapping[Verdict, Verdict] = {"i": "j", "j": "i", "tie": "tie", "both_bad": "both_bad", "unscored": "unscored"}
 
 
@@ -50,6 +51,11 @@ def read_judgments(path: str | Path) -> list[Judgment]:
     if problems:
         raise DataError(f"{len(problems)} of {len(lines)} lines are not judgments:\n{listing(problems)}")
     return found
+
+
+def share_of_i(judgment: Judgment) -> float | None:
+    """How far response `i` won: the judge's own probability, else 1, 0, or one half for no preference; None for unscored."""
+    return _SHARES[judgment.verdict] if judgment.p is None or judgment.verdict == "unscored" else judgment.p
 
 
 def mirrored(judgment: Judgment) -> Judgment:

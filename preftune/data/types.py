@@ -56,6 +56,7 @@ class Example:
     pairs:      preferences among the responses; empty for unpaired and SFT data.
     labels:     per response True (good), False (bad), None (unknown); empty where there are none.
     scores:     per response a rating, higher is better; empty where there are none.
+    reference:  an answer that is known to be right, which a judge may be shown; in multi-turn data the turns after the prompt.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Example:
     pairs: tuple[Pair, ...] = ()
     labels: tuple[bool | None, ...] = ()
     scores: tuple[float, ...] = ()
+    reference: Response | None = None
 
     @property
     def prompt_key(self) -> str:

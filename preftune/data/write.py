@@ -33,6 +33,8 @@ def row_of(example: Example) -> dict[str, Any]:
         row["labels"] = list(example.labels)
     if example.scores:
         row["scores"] = list(example.scores)
+    if example.reference is not None:
+        row["reference"] = plain(example.reference)
     return row
 
 

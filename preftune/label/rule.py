@@ -50,10 +50,26 @@ def label_by_rule(
     judgments = []
     for example in examples:
         scores = _scores(example, rule)
-        for i, j in _chosen_pairs(scores, pairs):
-            verdict = _verdict(example, i, j, scores, temperature, seed)
-            why = f"{scores[i]:g} against {scores[j]:g}"
-            judgments.append(Judgment(example.id, i, j, verdict, name, shown_order=(i, j), why=why))
+        judgments += compare(example, scores, annotator=name, temperature=temperature, seed=seed, pairs=pairs)
+    return judgments
+
+
+def compare(
+    example: Example,
+    scores: Sequence[float | None],
+    *,
+    annotator: str,
+    temperature: float = 0.0,
+    seed: int = 0,
+    pairs: Literal["all", "best_worst"] = "all",
+    at: str = "",
+) -> list[Judgment]:
+    """What scores of an example's responses come to: one judgment per pair; unscored where a score is None."""
+    judgments = []
+    for i, j in _chosen_pairs(scores, pairs):
+        verdict = _verdict(example, i, j, scores[i], scores[j], temperature, seed)
+        why = " against ".join("no score" if scores[k] is None else f"{scores[k]:g}" for k in (i, j))
+        judgments.append(Judgment(example.id, i, j, verdict, annotator, shown_order=(i, j), at=at, why=why))
     return judgments
 
 
@@ -68,22 +84,27 @@ def _scores(example: Example, rule: Rule) -> list[float]:
     return scores
 
 
-def _chosen_pairs(scores: Sequence[float], pairs: str) -> list[tuple[int, int]]:
-    if len(scores) < 2:
-        return []
+def _chosen_pairs(scores: Sequence[float | None], pairs: str) -> list[tuple[int, int]]:
     if pairs == "all":
         return list(itertools.combinations(range(len(scores)), 2))
-    best, worst = scores.index(max(scores)), scores.index(min(scores))
-    return [(0, 1)] if best == worst else [(min(best, worst), max(best, worst))]
+    known = {k: score for k, score in enumerate(scores) if score is not None}
+    if len(known) < 2:
+        return []
+    best, worst = max(known, key=lambda k: (known[k], -k)), min(known, key=lambda k: (known[k], k))
+    first, second = list(known)[:2]
+    return [(first, second)] if best == worst else [(min(best, worst), max(best, worst))]
 
 
-def _verdict(example: Example, i: int, j: int, scores: Sequence[float], temperature: float, seed: int) -> Verdict:
-    difference = scores[i] - scores[j]
+def _verdict(
+    example: Example, i: int, j: int, one: float | None, other: float | None, temperature: float, seed: int
+) -> Verdict:
     if example.responses[i] == example.responses[j]:
         return "tie"
+    if one is None or other is None:
+        return "unscored"
     if temperature == 0:
-        return "tie" if difference == 0 else "i" if difference > 0 else "j"
-    return "i" if _uniform(seed, example.id, i, j) < _sigmoid(difference / temperature) else "j"
+        return "tie" if one == other else "i" if one > other else "j"
+    return "i" if _uniform(seed, example.id, i, j) < _sigmoid((one - other) / temperature) else "j"
 
 
 def _uniform(*of: object) -> float:

@@ -9,18 +9,16 @@ It is written like every objective of the package (see `preftune.losses.records`
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import traceback
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
 
-from preftune.errors import ConfigError, nearest
+from preftune.errors import ConfigError
 from preftune.losses import records
+from preftune.userfile import user_function
 
 _UNITS = (records.Tokens, records.Pairs, records.RefPairs, records.Labels, records.Ranked, records.Scores)
 _BESIDE = (
@@ -36,35 +34,11 @@ _BESIDE = (
 @cache
 def load(name: str) -> Callable[..., Any]:
     """The function that "FILE.py:FUNCTION" names. Raises ConfigError that says what was expected of the file or of it."""
+    objective = user_function(name, what="an objective")
     file, _, function = name.rpartition(":")
-    if not Path(file).is_file():
-        raise ConfigError(f"{file}: no such file; an objective of your own is named as FILE.py:FUNCTION")
-    module = _module(Path(file))
-    mine = {
-        n: f
-        for n, f in vars(module).items()
-        if inspect.isfunction(f) and f.__module__ == module.__name__ and not n.startswith("_")
-    }
-    if function not in mine:
-        has = nearest(function, mine) if mine else "it has no function"
-        raise ConfigError(f"{file}: no function {function!r}; {has}")
-    objective = mine[function]
     if problem := _problem(objective):
         raise ConfigError(f"{file}:{objective.__code__.co_firstlineno}: {function}: {problem}")
     return objective
-
-
-def _module(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"preftune_own_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        inside = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
-        line = inside[-1] if inside else getattr(error, "lineno", None)
-        raise ConfigError(f"{file}:{line or 1}: cannot be imported: {type(error).__name__}: {error}") from None
-    return module
 
 
 def _problem(function: Callable[..., Any]) -> str:

@@ -95,6 +95,8 @@ GOOD: list[tuple[str, dict[str, Any], Any, Any]] = [
         (Message("system", "Be brief."), *ASKED, Message("assistant", "look()"), Message("tool", "red")),
         ("Red", "Dog"),
     ),
+    ("two_outputs", {"input": "Colour?", "output_1": "Red", "output_2": "Dog"}, ASKED, ("Red", "Dog")),
+    ("two_outputs", {"instruction": "Colour?", "input": "", "output_1": "Red", "output_2": "Red"}, ASKED, ("Red", "Red")),
     ("prompt_completion_label", {"prompt": "2+2=", "completion": "4", "label": True}, "2+2=", ("4",)),
     ("prompt_completion_label", {"prompt": [user("Colour?")], "completion": [reply("Red")], "label": "0"}, ASKED, ("Red",)),
     ("prompt_responses", {"prompt": "2+2=", "responses": ["4", "5", "four"]}, "2+2=", ("4", "5", "four")),
@@ -230,6 +232,7 @@ def test_verdicts_do_not_rename_an_example() -> None:
 
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+OUTPUTS = {"instruction": "a", "output_1": "b", "output_2": "c"}
 ALPACA = {"instruction": "a", "output_1": "b", "output_2": "c", "preference": 1.0}
 RANKED = {"prompt": "p", "responses": ["a", "b"]}
 BAD: list[tuple[str, dict[str, Any], str]] = [
@@ -333,6 +336,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("alpaca_eval", ALPACA | {"preference": math.nan}, "preference is nan"),
     ("alpaca_eval", ALPACA | {"output_2": "b"}, "output_1 and output_2 are identical"),
     ("alpaca_eval", ALPACA | {"instruction": " "}, "instruction is empty"),
+    ("two_outputs", OUTPUTS | {"label": 3}, "label is 3, expected 1 or 2 for the better output, or 0 for a tie"),
+    ("two_outputs", OUTPUTS | {"output_2": "b", "label": 1}, "output_1 and output_2 are identical"),
+    ("prompt_responses", RANKED | {"reference": [reply(" ")]}, "reference"),
 ]
 
 
@@ -364,3 +370,23 @@ def test_no_row_gets_through_but_as_an_example_or_a_bad_row(name: str, data: st.
     else:
         assert example.responses
         assert example.id
+
+
+@pytest.mark.parametrize(("label", "expected"), [(1, (Pair(0, 1),)), ("2", (Pair(1, 0),)), (0, ()), (None, ())])
+def test_a_label_names_the_better_output(label: object, expected: tuple[Pair, ...]) -> None:
+    example = FORMATS["two_outputs"](OUTPUTS | {"label": label})
+    assert example.pairs == expected
+    assert example.scores == ((0.5, 0.5) if label == 0 else ())
+
+
+def test_identical_outputs_are_a_tie_and_nothing_else() -> None:
+    same = ALPACA | {"output_2": "b"}
+    assert FORMATS["alpaca_eval"](same | {"preference": 1.5}).pairs == ()
+    with pytest.raises(BadRow, match="identical"):
+        FORMATS["alpaca_eval"](same | {"preference": 2})
+
+
+def test_a_reference_answer_is_read() -> None:
+    assert FORMATS["prompt_responses"](RANKED | {"reference": "four"}).reference == "four"
+    assert FORMATS["two_outputs"](OUTPUTS | {"reference": "four"}).reference == "four"
+    assert FORMATS["two_outputs"](OUTPUTS).reference is None

@@ -108,6 +108,7 @@ def test_every_container_holds_the_same_examples(tmp_path: Path, name: str, rows
 
 SAMPLES = {
     "alpaca_eval": {"instruction": "a", "output_1": "b", "output_2": "c", "preference": 1.2},
+    "two_outputs": {"instruction": "a", "output_1": "b", "output_2": "c", "label": 1},
     "sharegpt": {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"}, "rejected": "c"},
     "prompt_chosen_rejected": PAIRS[0],
     "hh": {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},

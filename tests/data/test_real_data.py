@@ -74,12 +74,12 @@ def test_alpaca_eval(shared_data: Path, expected: dict[str, Any], tmp_path: Path
     figures = expected["alpaca_eval"][model]
     data, aside = read_aside(shared_data / "alpaca_eval" / "annotations" / f"{model}.json.gz", tmp_path)
     assert data.n_read == figures["n_rows"]
-    assert {a["reason"] for a in aside} == {"output_1 and output_2 are identical: there is nothing to prefer"}
+    assert not aside, "identical outputs are ties, and ties are no bad rows"
     wins, losses = (sum(p.winner == side for e in data.examples for p in e.pairs) for side in (1, 0))
     published = figures["published"]
     assert (wins, losses) == (published["n_wins"], published["n_wins_base"])
-    assert len(aside) + sum(not e.pairs for e in data.examples) == published["n_draws"]
-    rate = (sum(e.scores[1] for e in data.examples) + 0.5 * len(aside)) / data.n_read
+    assert sum(not e.pairs for e in data.examples) == published["n_draws"]
+    rate = sum(e.scores[1] for e in data.examples) / data.n_read
     assert 100 * rate == pytest.approx(published["win_rate"], abs=1e-6)
 
 
@@ -90,10 +90,10 @@ def test_alpaca_eval_with_nulls_and_ties(shared_data: Path, expected: dict[str, 
     data, aside = read_aside(path, tmp_path)
     assert data.n_read == figures["rows"]
     reasons = Counter(a["reason"] for a in aside)
-    assert reasons["preference is null"] == figures["null_preferences"]
-    assert reasons.total() - reasons["preference is null"] == figures["ties_coded_0"]  # its ties are identical outputs
+    assert reasons == {"preference is null": figures["null_preferences"]}
+    assert sum(not e.pairs for e in data.examples) == figures["ties_coded_0"]
     text = gzip.decompress(path.read_bytes()).decode().splitlines()
     for a in aside:  # the place is the line on which the row begins
         assert text[int(a["source"].rsplit(":", 1)[1]) - 1].strip() == "{"
-    rate = (sum(e.scores[1] for e in data.examples) + 0.5 * figures["ties_coded_0"]) / figures["published_n_total"]
+    rate = sum(e.scores[1] for e in data.examples) / figures["published_n_total"]
     assert 100 * rate == pytest.approx(figures["published_win_rate"], abs=1e-6)
