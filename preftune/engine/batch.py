@@ -17,13 +17,14 @@ serve exactly. Only `tokens`, `position` and `source` differ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from preftune.data.types import Tree
@@ -39,11 +40,28 @@ class TreeSpan(NamedTuple):
     branches: tuple[int, ...]
 
 
+class Units(NamedTuple):
+    """What an objective may be computed over: P pairs, N labelled responses, L ranked lists of Q responses, D tokens.
+
+    Indices are of responses, but for `shown`.
+    """
+
+    pairs: Int[Tensor, "P 2"]  # winner, loser
+    confidence: Float[Tensor, "P"]
+    margin: Float[Tensor, "P"]
+    labelled: Int[Tensor, "N"]
+    desirable: Bool[Tensor, "N"]
+    ranked: Int[Tensor, "Q"]  # list after list, best first
+    list_size: Int[Tensor, "L"]
+    shown: Int[Tensor, "D"]  # scored tokens of demonstrations: responses that lost no pair and have no label False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Tokens to read and what to score. N rows of T tokens (N = 1 in a forest), S scored tokens, R responses, P pairs.
+    """Tokens to read and what to score. N rows of T tokens (N = 1 in a forest), S scored tokens, R responses.
 
     spans:      the trees, in order.
+    units:      which responses are compared; None in a part of a batch.
     mask:       True where a token is real; None in a forest, where every token is.
     last:       flat index of each response's last token that was read (the prompt's last for an empty branch).
     """
@@ -56,11 +74,11 @@ class Batch:
     target: Int[Tensor, "S"]
     owner: Int[Tensor, "S"]
     last: Int[Tensor, "R"]
-    pairs: Int[Tensor, "P 2"]  # winner, loser: indices of responses in this batch
     n_scored: Int[Tensor, "R"]
     mask: Bool[Tensor, "N T"] | None
     spans: tuple[TreeSpan, ...]
     n_responses: int
+    units: Units | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; nobody waits for its way to a GPU."""
@@ -68,6 +86,8 @@ class Batch:
         moved: dict[str, Any] = {
             f.name: to_device(v, place) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
         }
+        if self.units is not None:
+            moved["units"] = Units(*(t.to(device) for t in self.units))
         return replace(self, **moved)
 
 
@@ -86,8 +106,6 @@ def pack(trees: Sequence[Tree], *, layout: Layout = "forest", read_last: bool = 
             owner.append(np.full(len(at), response))
             last.append(start + read - 1 if read else prompt_end)
             response += 1
-    offsets = np.cumsum([0, *(len(t.branches) for t in trees)])
-    pairs = [(o + p.winner, o + p.loser) for t, o in zip(trees, offsets, strict=False) for p in t.pairs]
     return Batch(
         tokens=torch.from_numpy(rows.tokens),
         position=torch.from_numpy(rows.position),
@@ -97,11 +115,41 @@ def pack(trees: Sequence[Tree], *, layout: Layout = "forest", read_last: bool = 
         target=_flat(target),
         owner=_flat(owner),
         last=torch.tensor(last, dtype=torch.int64),
-        pairs=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
         n_scored=torch.tensor([int(b.scored.sum()) for t in trees for b in t.branches], dtype=torch.int64),
         mask=None if rows.mask is None else torch.from_numpy(rows.mask),
         spans=tuple(TreeSpan(len(t.prompt), tuple(r)) for t, r in zip(trees, reads, strict=True)),
         n_responses=response,
+        units=_units(trees),
+    )
+
+
+def _units(trees: Sequence[Tree]) -> Units:
+    pairs, labels, ranked, sizes, shown = [], [], [], [], []
+    first = n_scored = 0
+    for tree in trees:
+        given = tree.labels or (None,) * len(tree.branches)
+        losers = {p.loser for p in tree.pairs}
+        pairs += [(first + p.winner, first + p.loser, p.confidence, p.margin) for p in tree.pairs]
+        labels += [(first + k, label) for k, label in enumerate(given) if label is not None]
+        order = sorted((-score, k) for k, score in enumerate(tree.scores) if not math.isnan(score))
+        ranked += [first + k for _, k in order]
+        sizes += [len(order)] * bool(order)
+        for k, branch in enumerate(tree.branches):
+            n = int(branch.scored.sum())
+            if k not in losers and given[k] is not False:
+                shown.append(np.arange(n_scored, n_scored + n))
+            n_scored += n
+        first += len(tree.branches)
+    table = np.array(pairs, np.float64).reshape(-1, 4)
+    return Units(
+        pairs=torch.from_numpy(table[:, :2].astype(np.int64)),
+        confidence=torch.from_numpy(table[:, 2].copy()),
+        margin=torch.from_numpy(table[:, 3].copy()),
+        labelled=torch.tensor([at for at, _ in labels], dtype=torch.int64),
+        desirable=torch.tensor([label for _, label in labels], dtype=torch.bool),
+        ranked=torch.tensor(ranked, dtype=torch.int64),
+        list_size=torch.tensor(sizes, dtype=torch.int64),
+        shown=_flat(shown),
     )
 
 
@@ -133,7 +181,6 @@ def alone(batch: Batch, response: int) -> Batch:
         target=batch.target[mine],
         owner=torch.zeros_like(batch.owner[mine]),
         last=batch.position.flatten()[batch.last[response]][None],
-        pairs=batch.pairs[:0],
         n_scored=batch.n_scored[response][None],
         mask=None if batch.mask is None else torch.ones_like(tokens, dtype=torch.bool),
         spans=(TreeSpan(n_prompt, (n,)),),
@@ -156,7 +203,7 @@ def even_rows(batch: Batch, *, least: float = 0.8) -> list[list[int]]:
 
 
 def rows_of(batch: Batch, rows: Sequence[int]) -> tuple[Batch, Int[Tensor, "s"]]:
-    """Some rows of a padded batch as a batch of their width, without its pairs, and which scored tokens they have."""
+    """Some rows of a padded batch as a batch of their width, and which scored tokens they have."""
     assert batch.mask is not None, "a forest has one row"
     widths = [span.prompt + n for span in batch.spans for n in span.branches]
     spans = [TreeSpan(span.prompt, (n,)) for span in batch.spans for n in span.branches]
@@ -177,7 +224,6 @@ def rows_of(batch: Batch, rows: Sequence[int]) -> tuple[Batch, Int[Tensor, "s"]]
         target=batch.target[scored],
         owner=place[batch.owner[scored]],
         last=moved(batch.last[index], index),
-        pairs=batch.pairs[:0],
         n_scored=batch.n_scored[index],
         mask=batch.mask[index, :width],
         spans=tuple(spans[r] for r in rows),

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as td
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -38,6 +39,19 @@ class Ranks:
         td.broadcast_object_list(said)
         return said[0]
 
+    def gather(self, values: Shaped[Tensor, "n"]) -> list[Shaped[Tensor, "_"]]:
+        """The values of every rank, in the order of ranks; each may have another number of them."""
+        if self.world == 1:
+            return [values]
+        n = torch.zeros(self.world, dtype=torch.int64, device=values.device)
+        n[self.rank] = len(values)
+        sizes: list[int] = self.sum(n).tolist()
+        sent = values.new_zeros(max(sizes), dtype=torch.uint8 if values.dtype == torch.bool else values.dtype)
+        sent[: len(values)] = values
+        received = [torch.empty_like(sent) for _ in sizes]
+        td.all_gather(received, sent)
+        return [r[:size].to(values.dtype) for r, size in zip(received, sizes, strict=True)]
+
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.world > 1:
@@ -48,6 +62,10 @@ class Ranks:
         if self.world == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=device)).item())
+
+
+ONE = Ranks()
+"""One process by itself."""
 
 
 def join(device: torch.device) -> Ranks:

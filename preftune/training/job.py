@@ -30,6 +30,7 @@ from preftune.data.write import plain
 from preftune.errors import ConfigError, Interrupted, PreftuneError, StorageError
 from preftune.files import storage, write_atomic
 from preftune.generate import Sampling, sample
+from preftune.losses.objective import goal_of
 from preftune.model.device import pick_device
 from preftune.model.export import save_model
 from preftune.model.load import open_renderer, quiet_transformers
@@ -53,7 +54,6 @@ from preftune.training.prepare import (
     require_reference_used,
     score_reference,
 )
-from preftune.training.step import objective
 
 
 class Started(NamedTuple):
@@ -150,7 +150,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
             return
     elif ranks.main:
         Run.create(run.path)  # fails here, before any work, where it cannot be written
-    goal = objective(config.loss_name, config.loss_parameters)
+    goal = goal_of(config)
     require_reference_used(config, goal)
     assert config.model is not None
     renderer = open_renderer(config.model, template=config.template, max_length=config.batch.max_length, usual=1024)
@@ -158,14 +158,14 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
     if going_on:
         check_same_data(run, data)
     yield from data.notes
-    trees = [*data.train.trees, *(data.held_out.trees if data.held_out else [])]
+    trees = data.trees
     policy, precision = load_policy(config, renderer, trees, device)
     yield Said("model", _describe(policy, precision))
     yield Said("path", policy.path.why)
     if ranks.main and not going_on:
         _write_start(run, config, data, ranks, device)
     reference, start = None, name_of(config.model, precision, ranks, cache_of(config))
-    if goal.needs_reference:
+    if any(o.needs_reference for o in goal):
         for event in score_reference(config, policy, precision, trees, ranks, renderer.tokenizer, start=start):
             if isinstance(event, Reference):
                 reference = event
@@ -175,7 +175,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
         config=config,
         run=run,
         policy=policy,
-        objective=goal,
+        goal=goal,
         train=data.train,
         held_out=data.held_out,
         reference=reference.store if reference else None,

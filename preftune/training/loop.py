@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from preftune.config import Config
 from preftune.data.store import Store
 from preftune.data.types import Tree
+from preftune.engine.batch import Batch
 from preftune.engine.policy import Policy
 from preftune.engine.reference import logps_of
 from preftune.engine.score import by_length
@@ -36,9 +37,11 @@ from preftune.run import Run
 from preftune.training import checkpoint
 from preftune.training.dist import Ranks
 from preftune.training.feed import Feed
+from preftune.training.material import Material
+from preftune.training.metrics import BETTER, Sums, means
 from preftune.training.optim import WeightWatch, clip, learning_rate, make_optimizer
 from preftune.training.plan import Plan, cut
-from preftune.training.step import BETTER, Material, Micro, Objective, Sums, backward, evaluate
+from preftune.training.step import Goal, Micro, backward, evaluate
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Work:
     config: Config
     run: Run
     policy: Policy
-    objective: Objective
+    goal: Goal
     train: Material
     held_out: Material | None
     reference: Store | None
@@ -130,7 +133,7 @@ def training(work: Work) -> Iterator[Event]:
         stopping, done = Stopping(**work.resume_from.state["stopping"]), work.resume_from.step
     every = eval_every(config, plan.n_steps) if work.held_out else 0
     lengths = np.array([policy.tokens_read(t) for t in work.train.trees], np.int64)
-    feed = Feed(lambda index: _micros(work, plan.examples(index), lengths))
+    feed = Feed(lambda index: _step_micros(work, index, lengths))
     policy.train()
 
     def save(step: int, *, finished: bool = False) -> Saved:
@@ -172,17 +175,18 @@ def _step(
     started = time.perf_counter()
     config, plan = work.config, work.plan
     examples = plan.examples(index)
-    n_units = int(work.train.n_units[examples].sum())
+    n_units = work.train.n_units[examples].sum(0).tolist()
     optimizer.zero_grad(set_to_none=True)
     with random_of(config.seed, index, work.ranks.rank, _device(work.policy)):
-        sums = backward(outer, feed.step(index), work.objective, n_units=n_units, world=work.ranks.world)
+        sums = backward(outer, feed.step(index), work.goal, n_units=n_units, ranks=work.ranks)
     norm = clip(work.policy, config.optim.clip)
     if index + 1 < plan.n_steps:
         feed.prepare(index + 1)  # before the device is waited for
-    metrics, (grad_norm, moved) = to_host(sums, work.ranks, norm, watch.moved())
+    metrics, (grad_norm, moved) = to_host(work.goal, sums, work.ranks, norm, watch.moved())
     _check_finite(work, index, examples, metrics | {"grad_norm": grad_norm})
     if index == 0 and work.starts_as_reference:
-        check_step_zero(metrics, beta=float(work.objective.parameters.get("beta", 1.0)), precise=_precise(work.policy))
+        start = evaluate(work.policy, _step_micros(work, 0, lengths), work.goal, ranks=work.ranks, as_reference=True)
+        check_step_zero(metrics, to_host(work.goal, start, work.ranks)[0]["loss"], precise=_precise(work.policy))
     lr = learning_rate(config.optim, index, plan.n_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -208,31 +212,40 @@ def random_of(seed: int, step: int, rank: int, device: torch.device) -> Iterator
         yield
 
 
-def _micros(work: Work, examples: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Micro]:
-    """This rank's micro-batches of a step; where it has fewer than others, one more example that counts for nothing."""
+def _step_micros(work: Work, index: int, lengths: NDArray[np.int64]) -> Iterator[Micro]:
+    """This rank's micro-batches of a step."""
+    examples = work.plan.examples(index)
     cuts = cut(examples, lengths, budget=work.config.batch.tokens_per_microbatch, world=work.ranks.world)
-    for group in cuts[work.ranks.rank]:
-        yield _micro(work, work.train.trees, group or [int(examples[0])], float(bool(group)))
+    return _micros(work, work.train, cuts[work.ranks.rank], otherwise=int(examples[0]))
 
 
-def _micro(work: Work, trees: Sequence[Tree], group: Sequence[int], weight: float = 1.0) -> Micro:
-    chosen = [trees[i] for i in group]
-    batch = work.policy.pack(chosen)
-    return Micro(batch, logps_of(work.reference, chosen, batch) if work.reference is not None else None, weight)
+def _micros(work: Work, data: Material, cuts: Sequence[Sequence[int]], *, otherwise: int) -> Iterator[Micro]:
+    """The micro-batches of a rank; where it has fewer than others, the example `otherwise`, which counts for nothing."""
+    for group in cuts:
+        members = group or [otherwise]
+        batch, ref_logps = _packed(work, [data.trees[i] for i in members])
+        mismatched = None
+        if data.mismatched is not None:
+            other, other_ref = _packed(work, [data.mismatched[i] for i in members])
+            assert other_ref is not None, "a mismatched response is there to be compared with the reference"
+            mismatched = other, other_ref
+        yield Micro(batch, ref_logps, float(bool(group)), mismatched)
+
+
+def _packed(work: Work, trees: Sequence[Tree]) -> tuple[Batch, Tensor | None]:
+    batch = work.policy.pack(trees)
+    return batch, logps_of(work.reference, trees, batch) if work.reference is not None else None
 
 
 def held_out_metrics(work: Work) -> dict[str, float]:
     """Metrics on the held-out examples with the policy as it is: each example once, whatever the batch or rank count."""
     assert work.held_out is not None
-    trees = work.held_out.trees
-    mine = range(work.ranks.rank, len(trees), work.ranks.world)
-    lengths = [work.policy.tokens_read(t) for t in trees]
-    cuts = list(by_length(mine, lengths, work.config.batch.tokens_per_microbatch)) or [[0]]
-    micros = (_micro(work, trees, group) for group in cuts)
-    sums = evaluate(work.policy, micros, work.objective)
-    if not mine:  # more ranks than examples: this one only keeps in step
-        sums = {name: value * 0 for name, value in sums.items()}
-    metrics, _ = to_host(sums, work.ranks)
+    n = len(work.held_out.trees)
+    mine = range(work.ranks.rank, n, work.ranks.world)
+    lengths = [work.policy.tokens_read(t) for t in work.held_out.trees]
+    cuts = list(by_length(mine, lengths, work.config.batch.tokens_per_microbatch)) or [[]]  # a rank without keeps in step
+    sums = evaluate(work.policy, _micros(work, work.held_out, cuts, otherwise=0), work.goal, ranks=work.ranks)
+    metrics, _ = to_host(work.goal, sums, work.ranks)
     return metrics
 
 
@@ -258,32 +271,29 @@ def keep_best(work: Work) -> None:
         sync_folder(folder)
 
 
-def to_host(sums: Sums, ranks: Ranks, *scalars: Tensor) -> tuple[dict[str, float], list[float]]:
+def to_host(goal: Goal, sums: Sums, ranks: Ranks, *scalars: Tensor) -> tuple[dict[str, float], list[float]]:
     """Means of the sums over all ranks, and this rank's scalars, in one transfer."""
     names = sorted(sums)
     table = ranks.sum(torch.stack([sums[n] for n in names]))
     flat = torch.cat([table.flatten(), *(s.detach().to(table).reshape(1) for s in scalars)]).tolist()
-    metrics = {n: flat[2 * i] / flat[2 * i + 1] for i, n in enumerate(names)}
-    return metrics, flat[2 * len(names) :]
+    return means(goal, {n: (flat[2 * i], flat[2 * i + 1]) for i, n in enumerate(names)}), flat[2 * len(names) :]
 
 
-def check_step_zero(metrics: dict[str, float], *, beta: float, precise: bool) -> None:
-    """Before any update the policy is the reference: every margin is 0 and DPO's loss is ln 2. Raises TrainingError if not.
+def check_step_zero(metrics: dict[str, float], expected: float, *, precise: bool) -> None:
+    """Before any update the policy is the reference: no KL, and the loss that the objective gives there. Raises TrainingError.
 
-    Only rounding may differ, since the reference was scored in other batches: up to 2e-4 nats a token, and 2e-4 nats (or 1e-6
-    of them) in the mean log-prob of a response, which moves a loss by 1e-5 at β = 0.1. Where products are in bf16, 0.5 nats of
-    KL.
+    expected: the loss with the policy for its own reference; dpo's is ln 2. Only rounding may differ, since the reference was
+    scored in other batches: up to 2e-4 nats a token, and 2e-4 of the loss. Where products are in bf16, 0.5 nats of KL.
     """
     if "kl" not in metrics:
         return
-    n_tokens = (metrics["lengths/chosen"] + metrics["lengths/rejected"]) / 2
-    nats = max(2e-4, 1e-6 * (abs(metrics["logps/chosen"]) + abs(metrics["logps/rejected"])))
-    shifts = [abs(metrics[f"rewards/{name}"]) / beta for name in ("chosen", "rejected", "margins")]
-    if metrics["kl"] <= (0.5 * 2e-4**2 * n_tokens if precise else 0.5) and (max(shifts) <= nats or not precise):
+    n_tokens = max((metrics[f"lengths/{side}"] for side in ("chosen", "rejected") if f"lengths/{side}" in metrics), default=1.0)
+    near = abs(metrics["loss"] - expected) <= 2e-4 * max(1.0, abs(expected))
+    if metrics["kl"] <= (0.5 * 2e-4**2 * max(n_tokens, 1.0) if precise else 0.5) and (near or not precise):
         return
     raise TrainingError(
         f"step 0: the policy should equal its reference before the first update, but differs by {metrics['kl']:.3g} nats "
-        f"a response (loss {metrics['loss']:.6f}, margin {metrics['rewards/margins']:.3g}). Likely causes: reference "
+        f"a response (loss {metrics['loss']:.6f}, expected {expected:.6f}). Likely causes: reference "
         "log-probs of another model or template (delete the cache folder), dropout in the base model, or a model whose "
         "forward pass is not deterministic"
     )

@@ -31,7 +31,9 @@ from preftune.model.load import check_vocabulary, load_model, resolve
 from preftune.model.lora import add_lora
 from preftune.run import Run
 from preftune.training.dist import Ranks
-from preftune.training.step import BETTER, Material, Objective, material, metric_names
+from preftune.training.material import Material, material
+from preftune.training.metrics import BETTER, metric_names
+from preftune.training.step import Goal
 
 
 class Said(NamedTuple):
@@ -59,6 +61,12 @@ class Data:
     notes: list[Said] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def trees(self) -> list[Tree]:
+        """All that a model reads: of training and of the held-out examples, with responses to other prompts where asked for."""
+        parts = [self.train, *([self.held_out] if self.held_out else [])]
+        return [tree for part in parts for tree in (*part.trees, *(part.mismatched or ()))]
+
     def digest(self) -> str:
         """Names the exact tokens of all examples and their order: a resumed run must find the same."""
         trees = [*self.train.trees, *(self.held_out.trees if self.held_out else [])]
@@ -83,17 +91,17 @@ def require(config: Config) -> None:
             raise ConfigError(f"out: {config.out} is the {name} itself, which a run would write over; name another folder")
 
 
-def require_reference_used(config: Config, objective: Objective) -> None:
-    """Raises ConfigError where a reference is given to an objective that has none."""
-    if config.reference is not None and not objective.needs_reference:
-        raise ConfigError(f"reference: the objective {objective.name} has no reference; leave it out")
+def require_reference_used(config: Config, goal: Goal) -> None:
+    """Raises ConfigError where a reference is given to objectives that have none."""
+    if config.reference is not None and not any(o.needs_reference for o in goal):
+        raise ConfigError(f"reference: the objective {config.loss_name} has no reference; leave it out")
 
 
 def _same_folder(a: str, b: str) -> bool:
     return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
 
 
-def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
+def read_data(config: Config, renderer: Renderer, goal: Goal) -> Data:
     """Rows to Trees: read, split by prompt, tokenized, and reduced to what the objective uses. Raises DataError."""
     assert config.data is not None
     quarantine = Path(config.quarantine) if config.quarantine else None
@@ -113,8 +121,8 @@ def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
         train, held_out = split_by_prompt(source.examples, config.eval.fraction, config.seed)
         if not held_out:
             notes.append(Said("data", "all examples share one prompt: none is held out for evaluation"))
-    train_material = material(build_trees(train, renderer), objective.record, name=objective.name)
-    held_out_material = _held_out(config, held_out, renderer, objective)
+    train_material = material(build_trees(train, renderer), goal)
+    held_out_material = _held_out(config, held_out, renderer, goal)
     if any(not isinstance(e.prompt, str) for e in [*train, *held_out]):
         notes += [Said("tokens", line) for line in renderer.describe()]
     notes += [Said("tokens", line) for line in renderer.report.lines()]
@@ -122,21 +130,21 @@ def read_data(config: Config, renderer: Renderer, objective: Objective) -> Data:
     unused = [*train_material.dropped, *(held_out_material.dropped if held_out_material else [])]
     if unused:
         reasons = sorted({reason for _, reason in unused})
-        notes.append(Said("warning", f"{len(unused)} examples are not used by {objective.name}: {'; '.join(reasons)}"))
+        notes.append(Said("warning", f"{len(unused)} examples are not used by {config.loss_name}: {'; '.join(reasons)}"))
     prompts = {t.id: t.prompt for t in (held_out_material or train_material).trees}
     samples = [(e, prompts[e.id]) for e in held_out or train if e.id in prompts][: config.samples.n]
     data = Data(train_material, held_out_material, samples, notes)
-    _check_evaluation(config, objective, data)
+    _check_evaluation(config, goal, data)
     data.counts = _counts(datasets, data, renderer, unused) | {"digest": data.digest()}
     return data
 
 
-def _held_out(config: Config, held_out: Sequence[Example], renderer: Renderer, objective: Objective) -> Material | None:
+def _held_out(config: Config, held_out: Sequence[Example], renderer: Renderer, goal: Goal) -> Material | None:
     """The held-out examples, None where there are none. Raises DataError that names the setting where they are of no use."""
     if not held_out:
         return None
     try:
-        return material(build_trees(held_out, renderer), objective.record, name=objective.name)
+        return material(build_trees(held_out, renderer), goal)
     except DataError as error:
         if config.eval.data is not None:
             raise DataError(f"eval.data: {error}") from None
@@ -146,12 +154,12 @@ def _held_out(config: Config, held_out: Sequence[Example], renderer: Renderer, o
         ) from None
 
 
-def _check_evaluation(config: Config, objective: Objective, data: Data) -> None:
+def _check_evaluation(config: Config, goal: Goal, data: Data) -> None:
     """Raises ConfigError for a metric that the objective does not have, or for a choice that nothing could be measured for."""
-    known = metric_names(objective.record)
+    known = metric_names(goal)
     if config.eval.metric not in known:
         raise ConfigError(
-            f"eval.metric: {config.eval.metric!r} is not measured by {objective.name}; {nearest(config.eval.metric, known)}"
+            f"eval.metric: {config.eval.metric!r} is not measured by {config.loss_name}; {nearest(config.eval.metric, known)}"
         )
     if config.eval.metric not in BETTER:
         raise ConfigError(
@@ -178,7 +186,7 @@ def _counts(datasets: dict[str, Dataset], data: Data, renderer: Renderer, unused
         "quarantined": n_quarantined,
         "train_examples": len(data.train.trees),
         "eval_examples": n_used - len(data.train.trees),
-        "train_units": int(data.train.n_units.sum()),
+        "train_units": data.train.n_units.sum(0).tolist(),
         "train_tokens": sum(t.n_tokens for t in data.train.trees),
         "longest_example_tokens": max(t.n_tokens for t in data.train.trees),
         "prompts_truncated": renderer.report.prompts_truncated,

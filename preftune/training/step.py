@@ -1,241 +1,219 @@
 """One optimizer step's forward and backward: the only place where the engine and the losses meet.
 
-The type of the objective's first argument says what is computed: the record is built from the batch's log-probs, the objective
-gives one value per unit, the values are summed and divided by the number of units in the *whole* step (all micro-batches, all
-ranks). Nothing here knows an objective by name.
+The types of an objective's arguments say what is computed: records are built from the batch's log-probs, the objective gives
+one loss per unit, and their sum is divided by the number of units in the *whole* step (all micro-batches, all ranks). Of
+several objectives each has its own units and its own number of them. Nothing here knows an objective by name.
+
+Where an objective asks for records of the whole step, they are collected first, by a pass without gradients over all
+micro-batches and ranks. An objective *over* the step is then evaluated once, on every rank, which gives d loss / d log-prob;
+each micro-batch is read again, and its backward pass starts from these. That is the exact gradient, however the step is cut.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from preftune.data.types import Pair, Tree
 from preftune.engine.batch import Batch
-from preftune.engine.policy import response_sums
-from preftune.errors import DataError
-from preftune.losses.records import RefPairs, Tokens
-from preftune.registry import LOSSES
+from preftune.losses.objective import Objective, Outcome, Records, losses_of
+from preftune.losses.records import Mismatched
+from preftune.training.assemble import Scored, Whole, build
+from preftune.training.dist import ONE, Ranks
+from preftune.training.metrics import Sums, add, measure_batch, measure_losses
 
-Sums = dict[str, Float[Tensor, "2"]]
-"""Per metric: the sum over what it is a mean of, and how many those are."""
-
-
-class Objective(NamedTuple):
-    """An objective with its parameters bound."""
-
-    name: str
-    function: Callable[..., Tensor]
-    parameters: Mapping[str, Any]
-    record: type[Tokens] | type[RefPairs]
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the frozen reference has to be scored."""
-        return self.record is RefPairs
-
-    def __call__(self, record: Tokens | RefPairs) -> Float[Tensor, "unit"]:
-        """One value per unit."""
-        return self.function(record, **self.parameters)
-
-
-def objective(name: str, parameters: Mapping[str, Any]) -> Objective:
-    """The objective called `name`; its record is read from the annotation of its first argument."""
-    function = LOSSES[name]
-    first = next(iter(inspect.signature(function).parameters))
-    return Objective(name, function, dict(parameters), get_type_hints(function)[first])
-
-
-class Material(NamedTuple):
-    """Trees in the form that an objective trains on, with what was left out and why."""
-
-    trees: list[Tree]
-    n_units: NDArray[np.int64]  # per tree: pairs, or scored tokens
-    dropped: list[tuple[str, str]]  # id, reason
-    notes: list[str]
-
-
-def material(trees: Sequence[Tree], record: type[Tokens] | type[RefPairs], *, name: str) -> Material:
-    """Only what the record needs: branches that no unit uses are not read. Raises DataError when nothing is left."""
-    kept, units, dropped = [], [], []
-    reshape = _for_pairs if record is RefPairs else _for_tokens
-    for tree in trees:
-        shaped = reshape(tree)
-        if isinstance(shaped, str):
-            dropped.append((tree.id, shaped))
-            continue
-        kept.append(shaped)
-        units.append(len(shaped.pairs) if record is RefPairs else sum(int(b.scored.sum()) for b in shaped.branches))
-    if not kept:
-        reason = f"the first: {dropped[0][1]}" if dropped else "there are none"
-        raise DataError(f"loss.name={name}: none of the {len(trees)} examples can be used; {reason}")
-    notes = []
-    if record is Tokens and any(t.pairs for t in trees):
-        notes.append("the data are preferences: sft trains on the chosen responses alone (preferred fine-tuning)")
-    return Material(kept, np.array(units, np.int64), dropped, notes)
-
-
-def _for_pairs(tree: Tree) -> Tree | str:
-    clear = [p for p in tree.pairs if p.confidence > 0.5]
-    if not clear:
-        if tree.pairs:
-            return "a tie: neither response is preferred"
-        return "it has no preference (no chosen and rejected response); demonstrations are for loss.name=sft"
-    used = sorted({k for p in clear for k in p[:2]})
-    new = {old: k for k, old in enumerate(used)}
-    pairs = tuple(Pair(new[p.winner], new[p.loser], p.confidence, p.margin) for p in clear)
-    return Tree(tree.id, tree.prompt, tuple(tree.branches[k] for k in used), pairs)
-
-
-def _for_tokens(tree: Tree) -> Tree | str:
-    losers = {p.loser for p in tree.pairs} | {p.winner for p in tree.pairs if p.confidence <= 0.5}
-    bad = {k for k, label in enumerate(tree.labels) if label is False}
-    good = [b for k, b in enumerate(tree.branches) if k not in losers | bad and b.scored.any()]
-    return Tree(tree.id, tree.prompt, tuple(good)) if good else "every response of it is a rejected one"
-
-
-def record_of(
-    kind: type[Tokens] | type[RefPairs], batch: Batch, logps: Float[Tensor, "S"], ref_logps: Float[Tensor, "S"] | None
-) -> Tokens | RefPairs:
-    """What the objective asks for, from the log-probs of the batch's scored tokens."""
-    if kind is Tokens:
-        return Tokens(logps)
-    assert ref_logps is not None
-    winner, loser = batch.pairs.unbind(1)
-    policy = response_sums(logps, batch.owner, batch.n_responses)
-    reference = response_sums(ref_logps.to(logps.dtype), batch.owner, batch.n_responses)
-    n_tokens = batch.n_scored.to(logps.dtype)
-    return RefPairs(policy[winner], policy[loser], reference[winner], reference[loser], n_tokens[winner], n_tokens[loser])
+Item = TypeVar("Item")
+Goal = Sequence[Objective]
+"""The weighted sum of objectives that is minimised."""
 
 
 class Micro(NamedTuple):
-    """A micro-batch, its reference log-probs where the objective asks for them, its weight (0: it only keeps ranks in step)."""
+    """A micro-batch, its reference log-probs where an objective asks for them, its weight (0: it only keeps ranks in step)."""
 
     batch: Batch
     ref_logps: Float[Tensor, "S"] | None
     weight: float = 1.0
+    mismatched: tuple[Batch, Float[Tensor, "M"]] | None = None  # its prompts with responses to others, and the reference there
 
 
-def backward(policy: nn.Module, micros: Iterable[Micro], objective: Objective, *, n_units: int, world: int = 1) -> Sums:
-    """Accumulates the gradient of the step's mean loss and returns its metric sums, over this rank, still on the device.
+def backward(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, n_units: Sequence[int], ranks: Ranks = ONE) -> Sums:
+    """Accumulates the gradient of the step's loss and returns its metric sums, over this rank, still on the device.
 
-    n_units: units of the whole step over all ranks. DistributedDataParallel averages over ranks: `world` undoes that.
+    n_units: per objective, units of the whole step over all ranks.
     """
     sums: Sums = {}
-    for micro, last in _one_ahead(micros):
-        with nullcontext() if last or world == 1 else policy.no_sync():  # type: ignore[operator]
-            logps = policy(micro.batch)
-            record = record_of(objective.record, micro.batch, logps, micro.ref_logps)
-            values = objective(record)
-            (values.sum() * (micro.weight * world / n_units)).backward()
-        measured = measure(objective, micro, record, logps.detach(), values.detach())
-        add(sums, {name: value * micro.weight for name, value in measured.items()})
+    step = _Step(goal, n_units)
+    if step.asked:
+        micros = list(micros)
+        step.collect(policy, micros, ranks)
+    for (i, micro), last in _one_ahead(enumerate(micros)):
+        with nullcontext() if last or ranks.world == 1 else policy.no_sync():  # type: ignore[operator]
+            step.draw_again(i)
+            scored = Scored(micro.batch, policy(micro.batch), micro.ref_logps)
+            loss, outcomes = step.loss(build(step.read, scored), i)
+            # DistributedDataParallel averages over ranks: the factor undoes that
+            (loss * (micro.weight * ranks.world)).backward()
+        scored = Scored(micro.batch, scored.logps.detach(), micro.ref_logps)
+        add(sums, measure_losses(goal, outcomes) | measure_batch(goal, scored), micro.weight)
     return sums
 
 
-def _one_ahead(micros: Iterable[Micro]) -> Iterator[tuple[Micro, bool]]:
-    """Each micro-batch and whether it is the last. The next one is packed, and on its way, before this one is computed."""
-    ahead = iter(micros)
-    for micro in ahead:
-        for following in ahead:
-            yield micro, False
-            micro = following
-        yield micro, True
-
-
 @torch.no_grad()
-def evaluate(policy: nn.Module, micros: Iterable[Micro], objective: Objective) -> Sums:
-    """Metric sums without gradients or dropout."""
+def evaluate(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, ranks: Ranks = ONE, as_reference: bool = False) -> Sums:
+    """Metric sums without gradients or dropout; what an objective asks of a step is taken over all of `micros` and ranks.
+
+    as_reference: as if the policy were its own reference, which is what it must be before the first update.
+    """
     was_training = policy.training
     policy.eval()
     sums: Sums = {}
+    step = _Step(goal, [1] * len(goal))
+    parts, weights = [], []
     for micro in micros:
-        logps = policy(micro.batch)
-        record = record_of(objective.record, micro.batch, logps, micro.ref_logps)
-        add(sums, measure(objective, micro, record, logps, objective(record)))
+        scored = _scored(policy, micro.batch, micro.ref_logps, as_reference)
+        add(sums, measure_batch(goal, scored), micro.weight)
+        parts.append(_part(policy, micro, step.read | step.asked, scored, as_reference))
+        weights.append(micro.weight)
+    if step.asked:
+        step.join(parts, weights, ranks)
+    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        add(sums, measure_losses(goal, step.loss(part, i)[1]), weight)
     policy.train(was_training)
     return sums
 
 
-def add(sums: Sums, more: Sums) -> None:
-    """Adds `more` into `sums`."""
-    for name, value in more.items():
-        sums[name] = sums[name] + value if name in sums else value
+class _Step:
+    """What the micro-batches of a step share: the records of the whole step, and what objectives over it say of each part."""
+
+    def __init__(self, goal: Goal, n_units: Sequence[int]) -> None:
+        self.goal, self.n_units = goal, n_units
+        self.read: frozenset[type] = frozenset().union(*(o.units for o in goal))  # records asked for of each micro-batch
+        self.asked: frozenset[type] = frozenset().union(*(o.given | (o.units if o.over_step else set()) for o in goal))
+        self._whole: Whole | None = None
+        self._alone = False
+        self._over: dict[int, _Over] = {}
+        self._draws: list[_Random] = []
+
+    @torch.no_grad()
+    def collect(self, policy: nn.Module, micros: Sequence[Micro], ranks: Ranks) -> None:
+        """Reads all micro-batches for what is asked of the whole step; one by itself is that step, and is read once."""
+        self._alone = len(micros) == 1 and ranks.world == 1
+        asked = self.asked & {Mismatched} if self._alone else self.asked
+        parts = []
+        for micro in micros:
+            if not self._alone:
+                self._draws.append(_Random.now(micro.batch.tokens.device))
+            scored = _scored(policy, micro.batch, micro.ref_logps) if asked - {Mismatched} else None
+            parts.append(_part(policy, micro, asked, scored))
+        self.join(parts, [m.weight for m in micros], ranks)
+
+    def join(self, parts: Sequence[Records], weights: Sequence[float], ranks: Ranks) -> None:
+        """Makes one of the parts of all ranks; those of weight 0 are no part of the step."""
+        real = [
+            p if w else {r: r(*(f[:0] for f in fields)) for r, fields in p.items()} for p, w in zip(parts, weights, strict=True)
+        ]
+        self._whole = Whole(real, ranks)
+        if not self._alone:
+            self._over = {
+                k: self._over_step(o, n) for k, (o, n) in enumerate(zip(self.goal, self.n_units, strict=True)) if o.over_step
+            }
+
+    def _over_step(self, objective: Objective, n_units: int) -> _Over:
+        assert self._whole is not None
+        with torch.enable_grad():
+            leaves = {r: _leaves(self._whole.records[r]) for r in objective.units}
+            outcome = objective(leaves, self._whole.records)
+            learns = [(r, i, f) for r, fields in leaves.items() for i, f in enumerate(fields) if f.requires_grad]
+            loss = losses_of(outcome).sum() * (objective.weight / max(n_units, 1))
+            grads = torch.autograd.grad(loss, [f for _, _, f in learns], allow_unused=True)
+        slopes = {(r, i): g for (r, i, _), g in zip(learns, grads, strict=True) if g is not None}
+        return _Over(outcome, slopes)
+
+    def loss(self, found: Records, i: int) -> tuple[Tensor, list[tuple[Outcome, Any]]]:
+        """The share of micro-batch `i` in the step's loss, and of every objective what it gave for these units."""
+        shares: list[Tensor] = []
+        outcomes: list[tuple[Outcome, Any]] = []
+        step = {} if self._whole is None else self._whole.records
+        if self._alone:
+            step = {r: r(*(f.detach() for f in found[r])) for r in self.asked - {Mismatched}} | step
+        for k, (objective, n) in enumerate(zip(self.goal, self.n_units, strict=True)):
+            if k in self._over:
+                assert self._whole is not None
+                share, outcome, record = self._over[k].share(self._whole, objective.record, found, i)
+            else:
+                outcome, record = objective(found, step), found[objective.record]
+                share = losses_of(outcome).sum() * (objective.weight / max(n, 1))
+            shares.append(share)
+            outcomes.append((outcome, record))
+        return torch.stack(shares).sum(), outcomes
+
+    def draw_again(self, i: int) -> None:
+        """Dropout of micro-batch `i` as it was when it was read for the whole step."""
+        if self._draws:
+            self._draws[i].again()
 
 
-@torch.no_grad()
-def measure(
-    objective: Objective, micro: Micro, record: Tokens | RefPairs, logps: Float[Tensor, "S"], values: Float[Tensor, "unit"]
-) -> Sums:
-    """What is logged of one micro-batch, as sums and counts. Names are TRL's where it has one."""
-    sums = {"loss": _sum(values)}
-    if isinstance(record, RefPairs):
-        beta = float(objective.parameters.get("beta", 1.0))
-        sums |= _pair_metrics(record, beta)
-        sums["kl"] = _kl(micro, logps)
-    return sums
+class _Over(NamedTuple):
+    """An objective over the whole step, evaluated once: what it gave, and d loss / d record."""
+
+    outcome: Outcome
+    slopes: dict[tuple[type, int], Tensor]
+
+    def share(self, whole: Whole, record: type, found: Records, i: int) -> tuple[Tensor, Outcome, Any]:
+        """A scalar whose gradient is that of the step's loss for micro-batch `i`, and its part of outcome and record."""
+        parts = [(found[r][f], slope[whole.span(r, i, f)]) for (r, f), slope in self.slopes.items()]
+        total = torch.stack([(field[: len(slope)] * slope).sum() for field, slope in parts]).sum()
+        at = whole.span(record, i)
+        outcome = self.outcome[at] if isinstance(self.outcome, Tensor) else type(self.outcome)(*(f[at] for f in self.outcome))
+        return total, outcome, record(*(f[whole.span(record, i, n)] for n, f in enumerate(whole.records[record])))
 
 
-def metric_names(record: type[Tokens] | type[RefPairs]) -> list[str]:
-    """Names of what `measure` gives for an objective of this record."""
-    return ["loss"] if record is Tokens else ["loss", "kl", *_pair_metrics(RefPairs(*[torch.zeros(1)] * 6), 1.0)]
+class _Random(NamedTuple):
+    """A state of the generators that dropout draws from."""
+
+    device: torch.device
+    cpu: Tensor
+    cuda: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> _Random:
+        return cls(device, torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+    def again(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
 
 
-BETTER = {
-    "loss": -1,
-    "kl": -1,
-    "rewards/accuracies": 1,
-    "rewards/margins": 1,
-    "rewards/chosen": 1,
-    "rewards/rejected": -1,
-    "logps/chosen": 1,
-    "logps/rejected": -1,
-}
-"""Whether more (1) or less (-1) of a metric is better. The others describe a batch, and name no best step."""
+def _leaves(record: Any) -> Any:
+    return type(record)(*(f.detach().requires_grad_() if f.is_floating_point() else f for f in record))
 
 
-def _pair_metrics(pairs: RefPairs, beta: float) -> Sums:
-    pairs = RefPairs(*(x.detach() for x in pairs))
-    margin = pairs.chosen_log_ratio - pairs.rejected_log_ratio
-    # a tie is a margin that rounding explains: it counts one half, so that an untrained model scores 0.5
-    noise = 4 * torch.finfo(margin.dtype).eps * sum(x.abs() for x in pairs[:4])
-    right = (margin > 0).to(margin.dtype).masked_fill(margin.abs() <= noise, 0.5)
-    return {
-        "rewards/chosen": _sum(beta * pairs.chosen_log_ratio),
-        "rewards/rejected": _sum(beta * pairs.rejected_log_ratio),
-        "rewards/margins": _sum(beta * margin),
-        "rewards/accuracies": _sum(right),
-        "logps/chosen": _sum(pairs.chosen_logp_sum),
-        "logps/rejected": _sum(pairs.rejected_logp_sum),
-        "lengths/chosen": _sum(pairs.chosen_n_tokens),
-        "lengths/rejected": _sum(pairs.rejected_n_tokens),
-    }
+def _scored(policy: nn.Module, batch: Batch, ref_logps: Tensor | None, as_reference: bool = False) -> Scored:
+    logps = policy(batch)
+    return Scored(batch, logps, logps if as_reference else ref_logps)
 
 
-def _kl(micro: Micro, logps: Float[Tensor, "S"]) -> Float[Tensor, "2"]:
-    """KL(policy‖reference) per response in nats, estimated on responses that neither model need have written.
-
-    The KL is the mean over tokens of the reference of ρ log ρ − ρ + 1, ρ = π/π_ref, which no sample survives once π has moved
-    (ρ of e⁶ is common). Taken as drawn from the even mixture of the two models instead (importance weight 2/(1+ρ), the
-    balance heuristic of Veach & Guibas 1995), each token counts 2(ρ log ρ − ρ + 1)/(1+ρ): never negative, equal to the KL to
-    second order whoever wrote the token, and growing like log ρ and no faster. With σ the logistic function of log ρ that is
-    2(σ (log ρ − 2) + 1).
-    """
-    assert micro.ref_logps is not None
-    log_ratio = (logps - micro.ref_logps.to(logps.dtype)).double()
-    total = (2 * (torch.sigmoid(log_ratio) * (log_ratio - 2) + 1)).sum().clamp(min=0.0)
-    return torch.stack([total, total.new_full((), micro.batch.n_responses)])
+def _part(
+    policy: nn.Module, micro: Micro, asked: Collection[type], scored: Scored | None, as_reference: bool = False
+) -> Records:
+    """The records of a micro-batch that are asked for."""
+    own = build([r for r in asked if r is not Mismatched], scored) if scored else {}
+    if Mismatched not in asked:
+        return own
+    assert micro.mismatched is not None
+    return {**own, **build([Mismatched], _scored(policy, *micro.mismatched, as_reference))}
 
 
-def _sum(values: Tensor) -> Float[Tensor, "2"]:
-    values = values.detach().double()  # metrics are the same to the last printed digit however a step is cut
-    # new_full, unlike new_tensor, copies nothing from the host, which would wait for the device
-    return torch.stack([values.sum(), values.new_full((), values.numel())])
+def _one_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    """Each item and whether it is the last. The next one is made (packed, and on its way) before this one is computed."""
+    ahead = iter(items)
+    for item in ahead:
+        for following in ahead:
+            yield item, False
+            item = following
+        yield item, True

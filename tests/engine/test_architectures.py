@@ -31,10 +31,12 @@ def dpo_loss(logps: Tensor, trees: list[Tree]) -> Tensor:
     """DPO against a made-up reference, from the log-probs of the scored tokens."""
     batch = pack(trees)
     sums = response_sums(logps, batch.owner, batch.n_responses)
-    winner, loser = batch.pairs.unbind(1)
+    winner, loser = batch.units.pairs.unbind(1)
     n = batch.n_scored.to(sums.dtype)
     reference = sums.detach() + torch.linspace(-2, 2, len(sums), dtype=sums.dtype)
-    return dpo(RefPairs(sums[winner], sums[loser], reference[winner], reference[loser], n[winner], n[loser]), beta=0.3).mean()
+    return dpo(
+        RefPairs(sums[winner], sums[loser], reference[winner], reference[loser], n[winner], n[loser]), beta=0.3
+    ).loss.mean()
 
 
 def compared(model: Any, trees: list[Tree], probe: list[Tree] | None = None) -> tuple[Policy, float, float]:

@@ -67,8 +67,10 @@ def test_a_forest_reads_each_prompt_once_and_pads_nothing(plain: tiny.Plain, rea
 def test_both_layouts_score_the_same(plain: tiny.Plain) -> None:
     trees = tiny.grow(plain)
     forest, rows = pack(trees), pack(trees, layout="rows")
-    for name in ("target", "owner", "pairs", "n_scored"):
+    for name in ("target", "owner", "n_scored"):
         assert torch.equal(getattr(forest, name), getattr(rows, name)), name
+    assert forest.units is not None and rows.units is not None
+    assert all(torch.equal(a, b) for a, b in zip(forest.units, rows.units, strict=True))
     assert forest.n_responses == rows.n_responses == rows.tokens.shape[0]
     assert rows.mask is not None
     assert rows.mask.sum(1).tolist() == [max(p, len(ids) - 1) for ids, p, _ in sequences(trees)]
@@ -82,7 +84,7 @@ def test_a_response_alone_is_the_batch_of_that_response(plain: tiny.Plain, layou
     flat = [Tree("", t.prompt, (b,)) for t in trees for b in t.branches]
     response = data.draw(st.integers(0, len(flat) - 1))
     got, expected = alone(batch, response), pack([flat[response]], layout=layout)  # type: ignore[arg-type]
-    for name in ("tokens", "position", "tree", "branch", "source", "target", "owner", "last", "pairs", "n_scored", "mask"):
+    for name in ("tokens", "position", "tree", "branch", "source", "target", "owner", "last", "n_scored", "mask"):
         a, b = getattr(got, name), getattr(expected, name)
         assert (a is b is None) or torch.equal(a, b), name
     assert got.spans == expected.spans
@@ -96,7 +98,7 @@ def test_the_drawing_in_the_docstring() -> None:
     batch = pack([tree(4, 4, 3), tree(3, 3, 4)])
     assert batch.position.tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 1, 2, 3, 4, 3, 4, 5]]
     assert batch.source.tolist() == [3, 4, 5, 6, 3, 7, 8, 11, 12, 13, 11, 14, 15, 16], "the first tokens share a source"
-    assert batch.pairs.tolist() == [[1, 0], [3, 2]]
+    assert batch.units.pairs.tolist() == [[1, 0], [3, 2]]
 
 
 def test_a_token_that_nothing_scores_is_no_target() -> None:
@@ -109,5 +111,5 @@ def test_a_token_that_nothing_scores_is_no_target() -> None:
 def test_moving_keeps_everything(layout: str) -> None:
     batch = pack(tiny.forest(), layout=layout)  # type: ignore[arg-type]
     moved = batch.to("meta")
-    assert moved.tokens.device.type == moved.pairs.device.type == "meta"
+    assert moved.tokens.device.type == moved.units.pairs.device.type == "meta"
     assert moved.spans == batch.spans and moved.n_responses == batch.n_responses

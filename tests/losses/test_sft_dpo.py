@@ -26,7 +26,7 @@ def test_dpo_is_the_formula(w: float, lo: float, rw: float, rl: float, beta: flo
 
     h = (w - rw) - (lo - rl)
     expected = (1 - smoothing) * minus_log_sigmoid(beta * h) + smoothing * minus_log_sigmoid(-beta * h)
-    got = dpo(one(w, lo, rw, rl), beta=beta, label_smoothing=smoothing)
+    got = dpo(one(w, lo, rw, rl), beta=beta, label_smoothing=smoothing).loss
     assert got.shape == (1,)
     assert got.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
@@ -35,7 +35,7 @@ def test_dpo_is_the_formula(w: float, lo: float, rw: float, rl: float, beta: flo
 def test_dpo_pulls_by_how_wrong_it_is(h: float, beta: float, smoothing: float) -> None:
     """d loss / d log π(y_w|x) = −β(σ(−βh) − ε), and the opposite for y_l; nothing else gets a gradient of another size."""
     pairs = one(h, 0.0)
-    dpo(pairs, beta=beta, label_smoothing=smoothing).sum().backward()
+    dpo(pairs, beta=beta, label_smoothing=smoothing).loss.sum().backward()
     expected = -beta * (1 / (1 + math.exp(beta * h)) - smoothing)
     grads = [x.grad.item() if x.grad is not None else None for x in pairs]  # type: ignore[union-attr]
     assert grads[:2] == pytest.approx([expected, -expected], abs=1e-12)
@@ -43,8 +43,8 @@ def test_dpo_pulls_by_how_wrong_it_is(h: float, beta: float, smoothing: float) -
 
 
 def test_at_the_reference_dpo_is_ln_2() -> None:
-    assert dpo(one(-7.0, -9.0, -7.0, -9.0)).item() == pytest.approx(math.log(2), abs=1e-15)
-    assert dpo(one(-7.0, -9.0, -7.0, -9.0), label_smoothing=0.3).item() == pytest.approx(math.log(2), abs=1e-15)
+    assert dpo(one(-7.0, -9.0, -7.0, -9.0)).loss.item() == pytest.approx(math.log(2), abs=1e-15)
+    assert dpo(one(-7.0, -9.0, -7.0, -9.0), label_smoothing=0.3).loss.item() == pytest.approx(math.log(2), abs=1e-15)
 
 
 def test_a_larger_beta_asks_for_a_smaller_log_ratio() -> None:
@@ -52,7 +52,7 @@ def test_a_larger_beta_asks_for_a_smaller_log_ratio() -> None:
 
     def pull(beta: float) -> float:
         pairs = one(5.0, 0.0)
-        (dpo(pairs, beta=beta) / beta).sum().backward()
+        (dpo(pairs, beta=beta).loss / beta).sum().backward()
         return abs(pairs.chosen_logp_sum.grad.item())  # type: ignore[union-attr]
 
     assert pull(0.01) > pull(0.1) > pull(1.0)
@@ -63,7 +63,7 @@ def test_a_larger_beta_asks_for_a_smaller_log_ratio() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_log_ratios_stay_finite(h: float, smoothing: float, dtype: torch.dtype) -> None:
     pairs = RefPairs(*(x.detach().to(dtype).requires_grad_() for x in one(h, 0.0)))
-    value = dpo(pairs, beta=0.5, label_smoothing=smoothing)
+    value = dpo(pairs, beta=0.5, label_smoothing=smoothing).loss
     value.sum().backward()
     share = smoothing if h > 0 else 1 - smoothing
     assert value.item() == pytest.approx(share * 0.5e4, rel=1e-5)

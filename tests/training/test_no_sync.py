@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from preftune.config import Config
 from preftune.engine.policy import Path, Policy
+from preftune.losses.objective import objective
 from preftune.training.dist import Ranks
 from preftune.training.feed import Feed
 from preftune.training.loop import to_host
 from preftune.training.optim import WeightWatch, clip, make_optimizer
-from preftune.training.step import Micro, backward, objective
+from preftune.training.step import Micro, backward
 
 ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique_dim", "_unique2"}
 FROM_HOST = {"new_tensor", "tensor", "as_tensor", "tolist", "item", "numpy", "__bool__", "__int__", "__float__", "__index__"}
@@ -71,19 +72,19 @@ def test_the_watch_sees_what_waits() -> None:
 def test_a_step_waits_for_the_device_once(name: str, attention: str) -> None:
     model = tiny.model(name, dtype=torch.float32)
     policy = Policy(model, Path("forest", "own", attention=attention))
-    goal = objective("dpo", {"beta": 0.1, "label_smoothing": 0.0})
+    goal = [objective("dpo", {"beta": 0.1})]
     optimizer, watch = make_optimizer(policy, Config.of({}).resolved().optim), WeightWatch(policy)
     batches = [policy.pack(tiny.forest(seed, n=2)) for seed in range(3)]
     micros = [Micro(batch, policy(batch).detach()) for batch in batches]
     kept: list[Any] = []
 
     def step() -> None:
-        sums = backward(policy, micros, goal, n_units=6)
+        sums = backward(policy, micros, goal, n_units=[6])
         kept.extend([sums, clip(policy, 1.0), watch.moved()])
         optimizer.step()
 
     assert asked(step) == []
-    assert asked(lambda: to_host(kept[0], Ranks(), *kept[1:])) == ["tolist"]
+    assert asked(lambda: to_host(goal, kept[0], Ranks(), *kept[1:])) == ["tolist"]
 
 
 def test_the_next_step_is_packed_while_this_one_is_computed() -> None:
@@ -115,7 +116,7 @@ def test_a_step_packs_one_micro_batch_ahead() -> None:
             yield Micro(batch, torch.zeros(len(batch.target)))
 
     policy.register_forward_pre_hook(lambda module, args: order.append("compute"))
-    backward(policy, micros(), objective("dpo", {}), n_units=6)
+    backward(policy, micros(), [objective("dpo", {})], n_units=[6])
     assert order == ["pack 0", "pack 1", "compute", "pack 2", "compute", "compute"]
 
 

@@ -20,9 +20,13 @@ from preftune.engine.batch import Batch, pack
 from preftune.engine.policy import Path, Policy
 from preftune.engine.score import score
 from preftune.errors import PreftuneError
+from preftune.losses.objective import Objective, objective
 from preftune.losses.records import RefPairs, Tokens
 from preftune.model.lora import add_lora
-from preftune.training.step import Micro, Objective, Sums, backward, evaluate, material, objective
+from preftune.training.dist import Ranks
+from preftune.training.material import material
+from preftune.training.metrics import Sums
+from preftune.training.step import Micro, backward, evaluate
 
 # one long pair among short ones, a prompt with two pairs, scored spans of different size: means of means would all differ
 _THREE = tiny.forest(9, n=1, k=3)[0]
@@ -33,6 +37,7 @@ TREES = [
 ]
 N_PAIRS = sum(len(t.pairs) for t in TREES)
 BETA = 0.3
+DPO, SFT = [objective("dpo", {})], [objective("sft", {})]
 
 
 @cache
@@ -127,11 +132,11 @@ def cuts(order: list[int], ends: list[int]) -> list[list[int]]:
 def test_any_cut_is_textbook_dpo(kind: str, order: list[int], ends: list[int], smoothing: float, empty: bool) -> None:
     loss, wanted, metrics = textbook(kind, smoothing)
     policy, _ = policy_of(kind)
-    dpo = objective("dpo", {"beta": BETA, "label_smoothing": smoothing})
+    goal = [objective("dpo", {"beta": BETA, "label_smoothing": smoothing})]
     with tiny.Float64():
         micros = [micro(kind, members) for members in cuts(order, ends)]
         micros += [micro(kind, [0], weight=0.0)] * empty  # a rank that has nothing to do
-        got = means(backward(policy, micros, dpo, n_units=N_PAIRS))
+        got = means(backward(policy, micros, goal, n_units=[N_PAIRS]))
     kl = got.pop("kl")
     assert got["loss"] == pytest.approx(loss, abs=1e-12)
     assert tiny.relative(tiny.gradients(policy), wanted) < 1e-9
@@ -143,12 +148,12 @@ def test_a_mean_of_means_would_be_noticed() -> None:
     """The same comparison, with the denominator that is wrong: each micro-batch divided by its own count."""
     _, wanted, _ = textbook("full", 0.0)
     policy, _ = policy_of("full")
-    dpo = objective("dpo", {"beta": BETA})
+    goal = [objective("dpo", {"beta": BETA})]
     parts = [[0], [1, 2, 3, 4, 5, 6, 7]]
     with tiny.Float64():
         for members in parts:
             n = sum(len(TREES[i].pairs) for i in members)
-            backward(policy, [micro("full", members)], dpo, n_units=n * len(parts))
+            backward(policy, [micro("full", members)], goal, n_units=[n * len(parts)])
     assert tiny.relative(tiny.gradients(policy), wanted) > 1e-2
 
 
@@ -156,7 +161,7 @@ def test_ranks_average_to_the_same_gradient() -> None:
     """DistributedDataParallel divides by the world's size: two ranks' gradients, averaged, are the step's."""
     _, wanted, _ = textbook("full", 0.0)
     policy, _ = policy_of("full")
-    dpo = objective("dpo", {"beta": BETA})
+    goal = [objective("dpo", {"beta": BETA})]
     found = []
 
     class Rank(nn.Module):
@@ -180,7 +185,7 @@ def test_ranks_average_to_the_same_gradient() -> None:
     with tiny.Float64():
         for parts in ([[0, 1], [2]], [[3, 4, 5], [6, 7]]):
             rank = Rank()
-            backward(rank, [micro("full", members) for members in parts], dpo, n_units=N_PAIRS, world=2)
+            backward(rank, [micro("full", members) for members in parts], goal, n_units=[N_PAIRS], ranks=Ranks(0, 2))
             assert rank.synced == 1, "gradients are exchanged once, with the last micro-batch"
             found.append(tiny.gradients(policy))
     assert tiny.relative({n: (found[0][n] + found[1][n]) / 2 for n in wanted}, wanted) < 1e-9
@@ -188,10 +193,10 @@ def test_ranks_average_to_the_same_gradient() -> None:
 
 def test_evaluation_measures_the_same_without_gradients() -> None:
     policy, _ = policy_of("full")
-    dpo = objective("dpo", {"beta": BETA})
+    goal = [objective("dpo", {"beta": BETA})]
     policy.train()
     with tiny.Float64():
-        got = means(evaluate(policy, [micro("full", [0, 1, 2]), micro("full", [3, 4, 5, 6, 7])], dpo))
+        got = means(evaluate(policy, [micro("full", [0, 1, 2]), micro("full", [3, 4, 5, 6, 7])], goal))
     got.pop("kl")
     assert got == pytest.approx(textbook("full", 0.0)[2], abs=1e-11)
     assert policy.training and all(p.grad is None for p in policy.parameters())
@@ -200,9 +205,9 @@ def test_evaluation_measures_the_same_without_gradients() -> None:
 
 def test_kl_is_the_balanced_estimate_of_a_response() -> None:
     policy, reference = policy_of("full")
-    dpo = objective("dpo", {"beta": BETA})
+    goal = [objective("dpo", {"beta": BETA})]
     with tiny.Float64():
-        got = means(evaluate(policy, [micro("full", range(len(TREES)))], dpo))["kl"]
+        got = means(evaluate(policy, [micro("full", range(len(TREES)))], goal))["kl"]
         logps = tiny.textbook(tiny.oracle(policy.model), TREES).detach()
     flat = torch.cat([x for tree in reference for x in tree])
     ratio = (logps - flat).exp()
@@ -227,7 +232,7 @@ def test_an_untrained_policy_scores_one_half() -> None:
     reference = [[torch.from_numpy(x) for x in score(policy, [t])[0]] for t in TREES]  # alone: rounded otherwise
     batch = policy.pack(TREES)
     ref = torch.cat([x for tree in reference for x in tree])
-    sums = evaluate(policy, [Micro(batch, ref)], objective("dpo", {"beta": BETA}))
+    sums = evaluate(policy, [Micro(batch, ref)], [objective("dpo", {"beta": BETA})])
     assert means(sums)["rewards/accuracies"] == 0.5
     assert means(sums)["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert means(sums)["kl"] == pytest.approx(0, abs=1e-8)
@@ -240,13 +245,13 @@ def test_an_untrained_policy_scores_one_half() -> None:
 @settings(max_examples=10)
 def test_sft_is_cross_entropy_over_the_scored_tokens(order: list[int], ends: list[int]) -> None:
     policy, _ = policy_of("full")
-    made = material(TREES, Tokens, name="sft")
+    made = material(TREES, SFT)
     with tiny.Float64():
         (-padded(Policy(policy.model, Path("rows", "model")), made.trees).sum() / int(made.n_units.sum())).backward()
         wanted = tiny.gradients(policy)
         policy = Policy(policy.model, Path("forest", "own"))
         micros = [Micro(pack([made.trees[i] for i in members]), None) for members in cuts(order, ends)]
-        got = means(backward(policy, micros, objective("sft", {}), n_units=int(made.n_units.sum())))
+        got = means(backward(policy, micros, SFT, n_units=made.n_units.sum(0).tolist()))
     assert tiny.relative(tiny.gradients(policy), wanted) < 1e-9
     assert got.keys() == {"loss"}
 
@@ -264,14 +269,14 @@ def first_ids(trees: list[Tree]) -> list[list[int]]:
 
 
 def test_branches_that_no_pair_uses_are_not_read() -> None:
-    made = material([tree(Pair(3, 1, 0.9, 2.0), k=5)], RefPairs, name="dpo")
+    made = material([tree(Pair(3, 1, 0.9, 2.0), k=5)], DPO)
     assert first_ids(made.trees) == [[1, 3]]
     assert made.trees[0].pairs == (Pair(1, 0, 0.9, 2.0),)
-    assert made.n_units.tolist() == [1]
+    assert made.n_units.tolist() == [[1]]
 
 
 def test_ties_are_dropped_with_their_reason() -> None:
-    made = material([tree(Pair(0, 1, 0.5)), tree(), tree(Pair(0, 1), Pair(1, 2, 0.5))], RefPairs, name="dpo")
+    made = material([tree(Pair(0, 1, 0.5)), tree(), tree(Pair(0, 1), Pair(1, 2, 0.5))], DPO)
     assert [reason.split(":")[0].split(" (")[0] for _, reason in made.dropped] == ["a tie", "it has no preference"]
     assert first_ids(made.trees) == [[0, 1]], "the branch of the tie is not read"
 
@@ -288,22 +293,22 @@ def test_ties_are_dropped_with_their_reason() -> None:
     ],
 )
 def test_sft_never_trains_on_a_loser(given_: Tree, expected: list[int]) -> None:
-    made = material([given_], Tokens, name="sft")
+    made = material([given_], SFT)
     assert first_ids(made.trees) == [expected]
-    assert made.n_units.tolist() == [len(expected)]
+    assert made.n_units.tolist() == [[len(expected)]]
     assert bool(made.notes) == bool(given_.pairs)
 
 
-@pytest.mark.parametrize(("record", "given_"), [(RefPairs, tree(k=1)), (Tokens, tree(labels=(False,), k=1)), (Tokens, None)])
-def test_nothing_left_is_said(record: Any, given_: Tree | None) -> None:
+@pytest.mark.parametrize(("goal", "given_"), [(DPO, tree(k=1)), (SFT, tree(labels=(False,), k=1)), (SFT, None)])
+def test_nothing_left_is_said(goal: Any, given_: Tree | None) -> None:
     with pytest.raises(
-        PreftuneError, match=r"loss.name=x: none of the [01] examples can be used; (the first: \w|there are none)"
+        PreftuneError, match=r"loss.name=\w+: none of the [01] examples can be used; (the first: \w|there are none)"
     ):
-        material([given_] if given_ else [], record, name="x")
+        material([given_] if given_ else [], goal)
 
 
 def test_the_record_is_read_from_the_annotation() -> None:
     dpo, sft = objective("dpo", {"beta": 0.2}), objective("sft", {})
-    assert (dpo.record, dpo.needs_reference) == (RefPairs, True)
+    assert (dpo.record, dpo.units, dpo.given, dpo.needs_reference) == (RefPairs, {RefPairs}, set(), True)
     assert (sft.record, sft.needs_reference) == (Tokens, False)
-    assert isinstance(dpo, Objective) and dict(dpo.parameters) == {"beta": 0.2}
+    assert isinstance(dpo, Objective) and dict(dpo.parameters) == {"beta": 0.2, "label_smoothing": 0.0}
