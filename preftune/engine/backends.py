@@ -45,11 +45,10 @@ def register() -> None:
     """Makes all of them known to transformers, which then builds no mask for them."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(FOREST, forest_attention)
-    AttentionInterface.register(DENSE, dense_attention)
-    AttentionInterface.register(ROUNDED, rounded_attention)
-    for backend in BACKENDS:
-        AttentionInterface.register(backend.name, backend.function)
+    known = {FOREST: forest_attention, DENSE: dense_attention, ROUNDED: rounded_attention}
+    for name, function in (known | {b.name: b.function for b in BACKENDS}).items():
+        # layers may be compiled around attention, which differs from batch to batch and is no part of their code
+        AttentionInterface.register(name, torch.compiler.disable(function))
 
 
 def available(device: torch.device) -> list[Backend]:

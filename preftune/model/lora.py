@@ -48,6 +48,19 @@ def add_lora(model: Any, lora: Lora, *, base: str, seed: int) -> Any:
     return peft
 
 
+def cast_frozen(model: Any, dtype: torch.dtype) -> None:
+    """Stores the frozen matrices of linear layers in `dtype`, that of autocast, which would cast them before each product.
+
+    Products are the same to the last bit, at half the memory and without the copies. What autocast leaves in float32
+    (embeddings, norms, adapters) stays, and so does a head that shares its weight with the embedding.
+    """
+    shared = plain(model).get_input_embeddings().weight
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and not module.weight.requires_grad and module.weight is not shared:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+
+
 @contextmanager
 def quiet_peft() -> Iterator[None]:
     """PEFT asks transformers by a name that is deprecated, and says that it knows GPT-2's layers: neither needs the user."""

@@ -134,5 +134,7 @@ def test_transformers_knows_both() -> None:
 
     register()
     known = SimpleNamespace(**dict(AttentionInterface().items()))
-    assert getattr(known, FOREST) is forest_attention
-    assert getattr(known, DENSE) is dense_attention
+    batch = pack(tiny.forest(1))
+    call = {"attention_mask": None, "forest": Forest(batch)}
+    for name, function in ((FOREST, forest_attention), (DENSE, dense_attention)):
+        assert torch.equal(getattr(known, name)(MODULE, *inputs(batch), **call)[0], function(MODULE, *inputs(batch), **call)[0])

@@ -129,3 +129,36 @@ def test_a_broken_adapter_is_said_to_be(base: Path, tmp_path: Path, name: str, c
         (folder / name).write_bytes(content)
     with pytest.raises(ModelError, match=message):
         load_model(folder)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_frozen_base_in_half_precision_gives_the_same_bits_under_autocast(tied: bool) -> None:
+    from preftune.model.lora import cast_frozen
+
+    base = tiny.model("llama", dtype=torch.float32)
+    base._preftune_inference_attention = "sdpa"
+    if tied:
+        base.lm_head.weight = base.model.embed_tokens.weight
+    model = add_lora(base, Lora(r=4), base="base", seed=0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_()
+    ids = torch.arange(12)[None]
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=ids).logits
+        learning = [p for p in model.parameters() if p.requires_grad]
+        return logits, list(torch.autograd.grad(logits.float().square().sum(), learning))
+
+    before, gradients = run()
+    bytes_before = sum(p.numel() * p.element_size() for p in model.parameters())
+    cast_frozen(model, torch.bfloat16)
+    after, gradients_after = run()
+    assert torch.equal(before, after) and all(torch.equal(a, b) for a, b in zip(gradients, gradients_after, strict=True))
+    assert sum(p.numel() * p.element_size() for p in model.parameters()) < bytes_before
+    kinds = {name.rsplit(".", 2)[-2]: p.dtype for name, p in model.named_parameters()}
+    assert kinds["embed_tokens"] == kinds["norm"] == torch.float32, "what autocast leaves alone"
+    assert kinds.get("lm_head", torch.float32) == (torch.float32 if tied else torch.bfloat16)
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)

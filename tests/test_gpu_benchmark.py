@@ -1,0 +1,85 @@
+"""The GPU benchmark without a GPU: it runs on a tiny model, its losses agree, and it counts operations as torch does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu_inputs
+    import gpu_sides
+
+    return gpu_inputs, gpu_sides
+
+
+def test_it_runs_whole_goes_on_and_its_losses_agree(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--device", "cpu", "--json", str(file),
+               "--steps", "2", "--warmup", "1", "--case", "tiny:hh:lora"]  # fmt: skip
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    found = json.loads(file.read_text())
+    case = found["cases"]["tiny:hh:lora"]
+    assert list(case["sides"]) == ["preftune:branches", "peer:4", "peer:16"] and "error" not in case
+    for side in case["sides"].values():
+        assert side["error"] is None and side["seconds"] > 0 and len(side["losses"]) == 3 and len(side["each"]) == 2
+        assert abs(side["losses"][0] - 0.693147) < 1e-5, "before an update the policy is the reference"
+    assert case["largest_loss_difference"] < 1e-3
+    assert case["sides"]["preftune:branches"]["tokens"] < case["sides"]["peer:4"]["tokens"]
+    assert found["about"]["lengths"]["hh"]["prompt"]
+    again = subprocess.run([*command[:-1], "tiny:hh:lor?"], capture_output=True, text=True, check=True)
+    assert "tiny:hh:lora: measured before" in again.stdout and json.loads(file.read_text())["cases"] == found["cases"]
+    wrong = subprocess.run([*command[:-1], "9B:hh:lora"], capture_output=True, text=True, check=False)
+    assert wrong.returncode and "9B:hh:lora; a case is MODEL:LENGTHS:TUNING" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_operations_are_what_torch_counts(benchmark: Any, padded: bool) -> None:
+    """Of everything but attention, which torch counts as a full square and not as what a causal mask leaves."""
+    from preftune.engine.policy import Path as ScoringPath
+    from preftune.engine.policy import Policy
+
+    inputs, sides = benchmark
+    trees = inputs.make_trees(inputs.TINY_LENGTHS["hh"], 3, vocabulary=512, longest=64)
+    model = inputs.make_model(inputs.TINY, torch.device("cpu"), longest=64)
+    policy = Policy(model, ScoringPath("rows" if padded else "forest", "own"))
+    from preftune.engine.linear import use_fast_products
+
+    use_fast_products(model, False)  # oneDNN's products are not in torch's table
+    with FlopCounterMode(display=False) as counter:
+        policy(policy.pack(trees), as_packed=True).sum().backward()
+    by_kind = {str(k): v for k, v in counter.get_flop_counts()["Global"].items()}
+    counted = sum(n for kind, n in by_kind.items() if "mm" in kind and "bmm" not in kind)
+    config = model.config
+    pairs = sum(
+        len(t.prompt) ** 2 / 2 * (len(t.branches) if padded else 1)
+        + sum((len(b.ids) - 1) * len(t.prompt) + (len(b.ids) - 1) ** 2 / 2 for b in t.branches)
+        for t in trees
+    )
+    attention = 12 * pairs * config.hidden_size * config.num_hidden_layers
+    expected = sides.operations(model, trees, padded=padded) - attention
+    assert abs(counted - expected) / expected < 0.02, (by_kind, expected)
+
+
+def test_lengths_follow_their_quantiles(benchmark: Any) -> None:
+    inputs, _ = benchmark
+    for lengths in inputs.LENGTHS.values():
+        trees = inputs.make_trees(lengths, 2000, vocabulary=1000, longest=1024)
+        for found, quantiles in (([len(t.prompt) for t in trees], lengths.prompt),
+                                 ([len(b.ids) for t in trees for b in t.branches], lengths.answer)):  # fmt: skip
+            assert np.allclose(np.quantile(found, inputs.QUANTILES[2:5]), quantiles[2:5], rtol=0.12)
+        assert max(len(t.prompt) + len(b.ids) for t in trees for b in t.branches) <= 1024
+        assert all(len(b.ids) > 0 and len(t.pairs) == 1 for t in trees for b in t.branches)
