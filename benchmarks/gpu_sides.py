@@ -28,13 +28,14 @@ from preftune.engine.attention import FOREST
 from preftune.engine.backends import BACKENDS, available
 from preftune.engine.batch import Batch
 from preftune.engine.policy import Path, Policy
+from preftune.losses.objective import objective
 from preftune.model.compile import use_compiled_layers
 from preftune.model.lora import is_lora, plain
 from preftune.training.dist import Ranks
 from preftune.training.loop import to_host
 from preftune.training.optim import WeightWatch, clip, make_optimizer
 from preftune.training.plan import cut
-from preftune.training.step import Micro, backward, objective
+from preftune.training.step import Micro, backward
 
 PEER_PAIRS = (4, 16)
 LR = {"full": 1e-5, "lora": 1e-4}
@@ -157,15 +158,15 @@ def _steps(side: Side, model: Any, trees: Sequence[Tree], run: Run) -> Result:
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     optimizer = make_optimizer(policy, Optim(lr=LR["lora" if lora else "full"]))
-    watch, goal = WeightWatch(policy), objective("dpo", {"beta": 0.1, "label_smoothing": 0.0})
+    watch, goal = WeightWatch(policy), [objective("dpo", {"beta": 0.1})]
     result = Result(tokens_per_microbatch=run.tokens)
     use_compiled_layers(model, side.compiled)
     try:
         for index, (step, known) in enumerate(zip(micros, reference, strict=True)):
             began = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
-            sums = backward(scorer, map(Micro, map(policy.pack, step), known), goal, n_units=run.pairs)
-            metrics, _ = to_host(sums, Ranks(), clip(policy, 1.0), watch.moved())
+            sums = backward(scorer, map(Micro, map(policy.pack, step), known), goal, n_units=[run.pairs])
+            metrics, _ = to_host(goal, sums, Ranks(), clip(policy, 1.0), watch.moved())
             optimizer.step()
             if cuda:
                 torch.cuda.synchronize(device)

@@ -87,7 +87,7 @@ class Batch:
             f.name: to_device(v, place) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
         }
         if self.units is not None:
-            moved["units"] = Units(*(t.to(device) for t in self.units))
+            moved["units"] = Units(*(to_device(t, place) for t in self.units))
         return replace(self, **moved)
 
 
