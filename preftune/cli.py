@@ -249,6 +249,44 @@ for _name, _verb in cli_data.VERBS.items():
 
 
 @app.command()
+def annotate(
+    data: Annotated[str, typer.Argument(help="Examples with two responses or more, in any data format.")],
+    db: Annotated[Path, typer.Option(help="SQLite file of the judgments; made if need be.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 8500,
+    token: Annotated[str | None, typer.Option(help="The secret that lets people in; default: a new one.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Read the token from this file.")] = None,
+    annotator: Annotated[list[str] | None, typer.Option(help="A name with a link of its own; may be given again.")] = None,
+    overlap: Annotated[int, typer.Option(min=1, help="How many people judge each pair.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the order of pairs and of what stands on the left.")] = 0,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Judge here, by keys, without a server.")] = False,
+    name: Annotated[str, typer.Option(envvar="USER", help="Who judges in the terminal.")] = "me",
+    export: Annotated[Path | None, typer.Option(help="Write the judgments to this JSONL file and leave.")] = None,
+    format: Annotated[str, typer.Option(help="Data format, or auto.")] = "auto",
+    quarantine: Annotated[Path | None, typer.Option(help="Move bad rows to this file and go on.")] = None,
+) -> None:
+    """People judge pairs on a page in the browser (or in the terminal); nothing said is lost."""
+    from preftune.data.read import read_examples
+    from preftune.files import write_atomic
+    from preftune.web.results import jsonl
+    from preftune.web.serve import serve, token_of
+    from preftune.web.store import Store
+
+    secret = token_of(token, token_file)
+    store = Store.open(db, read_examples(data, format=format, quarantine=quarantine).examples, overlap=overlap, seed=seed)
+    if export is not None:
+        judgments = store.judgments()
+        write_atomic(export, jsonl(judgments))
+        print(f"{len(judgments):,} judgments in {export}")
+    elif terminal:
+        from preftune.web.terminal import judge_in_terminal
+
+        judge_in_terminal(store, name)
+    else:
+        serve(store, host=host, port=port, token=secret, names=annotator or [], say=lambda text: print(text, flush=True))
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Write the run's report page again from its files."""
     from preftune.report.page import write_report

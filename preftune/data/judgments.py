@@ -16,7 +16,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from preftune.data.types import Judgment, Verdict
+from preftune.data.types import Judgment, Strength, Verdict
 from preftune.errors import DataError, listing
 from preftune.files import append_lines, storage
 
@@ -24,6 +24,7 @@ _NAMES = tuple(f.name for f in fields(Judgment))
 _REQUIRED = ("example", "i", "j", "verdict", "annotator", "shown_order")
 _VERDICTS: tuple[str, ...] = get_args(Verdict)
 _SHARES: Mapping[Verdict, float | None] = {"i": 1.0, "j": 0.0, "tie": 0.5, "both_bad": 0.5, "unscored": None}
+_STRENGTHS: tuple[str, ...] = get_args(Strength)
 _MIRRORED: Mapping[Verdict, Verdict] = {"i": "j", "j": "i", "tie": "tie", "both_bad": "both_bad", "unscored": "unscored"}
 
 
@@ -116,6 +117,8 @@ def _check(row: dict[str, Any]) -> None:
         raise ValueError(f"shown_order is {order!r}, expected [{i}, {j}] or [{j}, {i}]")
     if row["verdict"] not in _VERDICTS:
         raise ValueError(f"verdict is {row['verdict']!r}, expected one of {', '.join(_VERDICTS)}")
+    if row.get("strength", "") not in _STRENGTHS:
+        raise ValueError(f"strength is {row['strength']!r}, expected slight, clear, or nothing")
     p, seconds = row.get("p"), row.get("seconds", 0.0)
     if p is not None and not (_number(p) and 0 <= p <= 1):
         raise ValueError(f"p is {p!r}, expected a probability from 0 to 1, or null")

@@ -76,6 +76,7 @@ class Example:
 
 
 Verdict = Literal["i", "j", "tie", "both_bad", "unscored"]
+Strength = Literal["", "slight", "clear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Judgment:
     at:           ISO 8601 time, UTC; "" where the judge is a pure function.
     why:          the reason given, or "".
     p:            probability that response `i` is the better one, where the judge states it (log-probs); None where not.
+    strength:     "slight" or "clear", where somebody said how much better; "" where not.
     """
 
     example: str
@@ -102,6 +104,7 @@ class Judgment:
     at: str = ""
     why: str = ""
     p: float | None = None
+    strength: Strength = ""
 
 
 class Branch(NamedTuple):
