@@ -111,22 +111,25 @@ def test_twenty_pairs_by_keyboard_with_undo_reload_and_a_second_annotator(browse
     assert len([row for row in rows if row["annotator"] == "bob"]) == 1
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_texts_are_texts(browser: Browser, tmp_path: Path, text: str) -> None:
+def test_hostile_texts_are_texts(browser: Browser, tmp_path: Path) -> None:
     """Through prompt, answers and the reason, on the page, in the differences and among the results: nothing of it runs."""
-    first = {"prompt": text, "chosen": text, "rejected": f"{text} 2"}
-    with Annotation(write_pairs(tmp_path / "p.jsonl", 1, **first), tmp_path / "a.db", "--overlap", "2") as server:
+    rows = [{"prompt": text, "chosen": text, "rejected": f"{text} 2"} for text in HOSTILE]
+    data = tmp_path / "p.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Annotation(data, tmp_path / "a.db", "--overlap", "2") as server:
         for name, choice in (("ada <b>", "1"), ("bob", "0")):
             visit = Visit(browser, server, name)
-            for key in ("d", "m", "d"):
-                visit.page.keyboard.press(key)
-                visit.page.wait_for_timeout(60)
-            visit.page.fill("#why", text)
-            visit.page.keyboard.press("Escape")
-            visit.press(choice, expect=1)
+            for n, text in enumerate(HOSTILE, 1):
+                for key in ("d", "m", "m"):
+                    visit.page.keyboard.press(key)
+                    visit.page.wait_for_timeout(40)
+                visit.page.fill("#why", text)
+                visit.page.keyboard.press("Escape")
+                visit.press(choice, expect=n)
         visit.page.goto(f"{server.url}/results")
-        visit.page.click("summary")
+        visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         tags = visit.page.eval_on_selector_all("main *", "all => all.map(e => e.tagName + [...e.attributes].map(a => a.name))")
+        assert tags.count("DETAILSopen") == len(HOSTILE)
         assert not [tag for tag in tags if tag.startswith(("SCRIPT", "IMG", "SVG", "IFRAME", "OBJECT")) or ",on" in tag.lower()]
         assert len(visit.page.eval_on_selector_all("main a", "all => all.map(a => a.href)")) == 2, "the page's own links alone"
         assert visit.page.evaluate("window.hacked") is None
