@@ -12,7 +12,6 @@ tokens would merge across the boundary, it is the reply's text tokenized alone. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -20,52 +19,13 @@ from numpy.typing import NDArray
 
 from preftune.data.chat import CHOICES, Segment, choose
 from preftune.data.codec import Codec, Tokenizer, special_pattern
+from preftune.data.tokens import Kept, Report, Tokenized
 from preftune.data.truncate import shorten
 from preftune.data.types import Branch, Example, Message, Prompt, Response, Tree
 from preftune.errors import ConfigError, DataError, ModelError, listing
 
 CHUNK = 256
 """Examples whose texts are tokenized in one call."""
-
-
-@dataclass
-class Report:
-    """What tokenization did to the examples. `n_examples == n_trees + len(dropped)`.
-
-    prompts_truncated:    examples whose prompt lost its oldest part.
-    responses_truncated:  responses that lost their tail, end of turn included.
-    dropped:              (source, reason) of examples that gave no tree.
-    boundary_merges:      replies tokenized alone, since their first token would merge with the prompt's last.
-    text_prompts:         examples with a text prompt, although there is a chat template: it is not applied to them.
-    special_in_text:      examples with the text of a special token written in them, which then is that token.
-    longest:              tokens of the longest prompt + response.
-    """
-
-    n_examples: int = 0
-    n_trees: int = 0
-    prompts_truncated: int = 0
-    responses_truncated: int = 0
-    dropped: list[tuple[str, str]] = field(default_factory=list)
-    boundary_merges: int = 0
-    text_prompts: int = 0
-    special_in_text: int = 0
-    longest: int = 0
-
-    def lines(self) -> list[str]:
-        """What happened, as sentences for the log; no sentence about what did not happen."""
-        said = [f"{self.n_trees} of {self.n_examples} examples tokenized; the longest takes {self.longest} tokens"]
-        counts = {
-            "prompts lost their oldest part, to fit batch.max_length": self.prompts_truncated,
-            "responses lost their tail, too long for batch.max_length by themselves": self.responses_truncated,
-            "replies were tokenized apart from a prompt whose last token they would change": self.boundary_merges,
-            "examples have a text prompt, which stays as it is: the chat template is for messages": self.text_prompts,
-            "examples contain the text of a special token, which the model reads as that token": self.special_in_text,
-        }
-        said += [f"{count} {what}" for what, count in counts.items() if count]
-        if self.dropped:
-            reasons = [f"{source}: {reason}" for source, reason in self.dropped]
-            said.append(f"{len(self.dropped)} examples dropped:\n{listing(reasons)}")
-        return said
 
 
 class _Plan(NamedTuple):
@@ -180,23 +140,23 @@ class Renderer:
 
     def trees(self, examples: Sequence[Example]) -> list[Tree | None]:
         """`tree` of each example, tokenized in one call."""
-        plans: list[_Plan | DataError] = []
+        return [self.report.count(e, made) for e, made in zip(examples, self.tokenized(examples), strict=True)]
+
+    def tokenized(self, examples: Sequence[Example]) -> list[Tokenized | str]:
+        """What becomes of each example's text, tokenized in one call: its ids, or the reason to drop it. Not counted yet."""
+        plans: list[_Plan | str] = []
         for example in examples:
             try:
                 plans.append(self._plan(*_continued(example)))
             except DataError as reason:
-                plans.append(reason)
+                plans.append(str(reason))
         encoded = iter(self._encode([p for p in plans if isinstance(p, _Plan)]))
-        found: list[Tree | None] = []
+        found: list[Tokenized | str] = []
         for example, plan in zip(examples, plans, strict=True):
-            self.report.n_examples += 1
             try:
-                if isinstance(plan, DataError):
-                    raise plan
-                found.append(self._tree(example, plan, next(encoded)))
+                found.append(plan if isinstance(plan, str) else self._within(example, plan, next(encoded)))
             except DataError as reason:
-                self.report.dropped.append((example.source or example.id, str(reason)))
-                found.append(None)
+                found.append(str(reason))
         return found
 
     def decode(self, ids: Iterable[int] | NDArray[np.int32]) -> str:
@@ -277,7 +237,7 @@ class Renderer:
 
     # Within the limit
 
-    def _tree(self, example: Example, plan: _Plan, encoded: _Encoded) -> Tree:
+    def _within(self, example: Example, plan: _Plan, encoded: _Encoded) -> Tokenized:
         prompt, responses = _continued(example)
         if not encoded.prompt:
             raise DataError("the prompt has no token: it is empty, and the tokenizer adds no BOS")
@@ -285,22 +245,14 @@ class Renderer:
         if len(encoded.prompt) + encoded.longest > self.max_length:
             encoded = self._shortened(prompt, responses, encoded)
         branches, n_cut = self._cut(encoded)
-        if any(branches[p.winner][0] == branches[p.loser][0] for p in example.pairs) and n_cut:
-            raise DataError("both responses of a pair are the same once they are cut to batch.max_length")
-        self.report.n_trees += 1
-        self.report.prompts_truncated += encoded.prompt != whole.prompt
-        self.report.responses_truncated += n_cut
-        self.report.boundary_merges += encoded.merges
-        self.report.text_prompts += self._chat is not None and not plan.chat
-        self.report.special_in_text += self._has_special(prompt, responses)
-        self.report.longest = max(self.report.longest, len(encoded.prompt) + max(len(ids) for ids, _ in branches))
-        return Tree(
-            id=example.id,
+        return Tokenized(
             prompt=np.asarray(encoded.prompt, dtype=np.int32),
             branches=tuple(Branch(np.asarray(i, dtype=np.int32), np.asarray(s, dtype=np.bool_)) for i, s in branches),
-            pairs=example.pairs,
-            labels=example.labels,
-            scores=example.scores,
+            prompt_truncated=encoded.prompt != whole.prompt,
+            responses_truncated=n_cut,
+            boundary_merges=encoded.merges,
+            text_prompt=self._chat is not None and not plan.chat,
+            special_in_text=self._has_special(prompt, responses),
         )
 
     def _shortened(self, prompt: Prompt, responses: tuple[Response, ...], encoded: _Encoded) -> _Encoded:
@@ -372,19 +324,35 @@ class Renderer:
 
 
 def build_trees(
-    examples: Sequence[Example], renderer: Renderer, *, on_progress: Callable[[int], None] | None = None
+    examples: Sequence[Example],
+    renderer: Renderer,
+    *,
+    kept: Kept | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> list[Tree]:
     """Trees of all examples that are not dropped, in order; `on_progress` is told how many examples are done.
 
+    kept: tokens of former runs, to which those that it lacks are added.
+
     Raises DataError where there are examples and every one is dropped.
     """
-    trees: list[Tree] = []
+    made: list[Tokenized | str | None] = [None] * len(examples) if kept is None else list(kept.known(examples))
+    todo = [i for i, one in enumerate(made) if one is None]
+    try:
+        for start in range(0, len(todo), CHUNK):
+            part = todo[start : start + CHUNK]
+            for i, one in zip(part, renderer.tokenized([examples[i] for i in part]), strict=True):
+                made[i] = one
+                if kept:
+                    kept.add(examples[i], one)
+            if on_progress:
+                on_progress(len(examples) - len(todo) + start + len(part))
+    finally:  # Ctrl-C too keeps what was tokenized
+        if kept:
+            kept.flush()
     n_dropped = len(renderer.report.dropped)
-    for start in range(0, len(examples), CHUNK):
-        chunk = examples[start : start + CHUNK]
-        trees += [tree for tree in renderer.trees(chunk) if tree is not None]
-        if on_progress:
-            on_progress(start + len(chunk))
+    counted = (renderer.report.count(e, one) for e, one in zip(examples, made, strict=True) if one is not None)
+    trees = [tree for tree in counted if tree is not None]
     if examples and not trees:
         reasons = [f"{source}: {reason}" for source, reason in renderer.report.dropped[n_dropped:]]
         raise DataError(f"no example can be used, all {len(examples)} are dropped:\n{listing(reasons)}")

@@ -138,5 +138,10 @@ class Tree:
 
 def content_id(*content: object) -> str:
     """16 hex digits that name this content (text, Messages, nested tuples of them), the same on every machine."""
+    return content_digest(content, size=8).hex()
+
+
+def content_digest(content: object, *, size: int) -> bytes:
+    """`size` bytes that name this content, the same on every machine."""
     text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=size).digest()

@@ -21,6 +21,7 @@ from preftune.data.read import Dataset, read_examples
 from preftune.data.split import leaked_prompts, split_by_prompt
 from preftune.data.store import Store
 from preftune.data.template import Renderer, build_trees
+from preftune.data.tokens import Kept, tokenization_identity
 from preftune.data.types import Example, Tree
 from preftune.engine.policy import Policy
 from preftune.engine.reference import default_cache, fill, keys_of, missing, reference_store
@@ -121,8 +122,10 @@ def read_data(config: Config, renderer: Renderer, goal: Goal) -> Data:
         train, held_out = split_by_prompt(source.examples, config.eval.fraction, config.seed)
         if not held_out:
             notes.append(Said("data", "all examples share one prompt: none is held out for evaluation"))
-    train_material = material(build_trees(train, renderer), goal)
-    held_out_material = _held_out(config, held_out, renderer, goal)
+    kept = _kept_tokens(config, renderer)
+    train_material = material(build_trees(train, renderer, kept=kept), goal)
+    held_out_material = _held_out(config, held_out, renderer, kept, goal)
+    notes += [Said("warning", kept.problem)] if kept.problem else []
     if any(not isinstance(e.prompt, str) for e in [*train, *held_out]):
         notes += [Said("tokens", line) for line in renderer.describe()]
     notes += [Said("tokens", line) for line in renderer.report.lines()]
@@ -139,12 +142,19 @@ def read_data(config: Config, renderer: Renderer, goal: Goal) -> Data:
     return data
 
 
-def _held_out(config: Config, held_out: Sequence[Example], renderer: Renderer, goal: Goal) -> Material | None:
+def _kept_tokens(config: Config, renderer: Renderer) -> Kept:
+    """Tokens of former runs with this tokenizer, template and limit."""
+    assert config.model is not None
+    settings = (renderer.chat_template, renderer.max_length, renderer.end_of_turn, renderer.end_of_text)
+    return Kept(cache_of(config), tokenization_identity(resolve(config.model), *settings))
+
+
+def _held_out(config: Config, held_out: Sequence[Example], renderer: Renderer, kept: Kept, goal: Goal) -> Material | None:
     """The held-out examples, None where there are none. Raises DataError that names the setting where they are of no use."""
     if not held_out:
         return None
     try:
-        return material(build_trees(held_out, renderer), goal)
+        return material(build_trees(held_out, renderer, kept=kept), goal)
     except DataError as error:
         if config.eval.data is not None:
             raise DataError(f"eval.data: {error}") from None

@@ -13,7 +13,8 @@ from tokenizers import processors
 from tokenizers_for_tests import CHATML, EMPTY_THOUGHT, FAMILIES, FORGETS, HEADERS, THINKS, byte_level, metaspace
 
 from preftune.data import codec as module
-from preftune.data.template import Renderer, Report, build_trees
+from preftune.data.template import Renderer, build_trees
+from preftune.data.tokens import Report
 from preftune.data.types import Branch, Example, Message, Pair, Response, Tree
 from preftune.errors import ConfigError, DataError, ModelError
 
