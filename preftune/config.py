@@ -140,6 +140,41 @@ class Evaluation(Section):
         return self
 
 
+class Sync(Section):
+    """The reference follows the policy (TR-DPO, Gorbatovski et al., 2024, arXiv 2404.09656)."""
+
+    every: Annotated[int, setting("steps after which the reference is moved; 0: it is frozen", unit="steps", ge=0)] = 0
+    mix: Annotated[
+        float, setting("share of the policy in the moved reference; 1: it becomes the policy", unit="fraction", gt=0, le=1)
+    ] = 1.0
+
+    @model_validator(mode="after")
+    def _moves(self) -> Sync:
+        if self.mix != 1.0 and not self.every:
+            raise ValueError("sync.mix is of no effect while sync.every is 0; set it to a number of steps")
+        return self
+
+
+class Average(Section):
+    """A moving average of the policy's weights, which is then what the run evaluates and saves."""
+
+    kind: Annotated[
+        Literal["ema", "bema"] | None, setting("exponential, or bias-corrected (arXiv 2508.00180); null: the last weights")
+    ] = None
+    decay: Annotated[float, setting("ema: what remains of the average at each step", unit="fraction", ge=0, lt=1)] = 0.99
+    power: Annotated[float, setting("bema: κ, how the weight of a new step falls, (lag + step)^-κ", ge=0, le=1)] = 0.5
+    bias: Annotated[float, setting("bema: η, how the correction for lag falls, (lag + step)^-η", ge=0)] = 0.2
+    lag: Annotated[float, setting("bema: ρ, added to the number of the step", unit="steps", ge=1)] = 10.0
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Average:
+        owner = {"decay": "ema", "power": "bema", "bias": "bema", "lag": "bema"}
+        changed = [name for name in owner if getattr(self, name) != Average.model_fields[name].default]
+        if wrong := [name for name in changed if owner[name] != self.kind]:
+            raise ValueError(f"average.{wrong[0]} is for average.kind={owner[wrong[0]]}, but the kind is {self.kind or 'null'}")
+        return self
+
+
 class Checkpoints(Section):
     """What is kept so that an interrupted run goes on bit for bit."""
 
@@ -190,6 +225,8 @@ class Config(Section):
     optim: Optim = Optim()
     batch: BatchSettings = BatchSettings()
     lora: Lora = Lora()
+    sync: Sync = Sync()
+    average: Average = Average()
     eval: Evaluation = Evaluation()
     checkpoint: Checkpoints = Checkpoints()
     samples: SampleSettings = SampleSettings()

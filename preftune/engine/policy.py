@@ -14,7 +14,7 @@ Four paths, the fastest exact one is taken:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from preftune.data.types import Branch, Tree
 from preftune.engine.attention import FOREST, Forest
 from preftune.engine.backends import CANNOT, Measured, available, fastest, register
 from preftune.engine.batch import Batch, Layout, alone, even_rows, pack, rows_of
+from preftune.engine.distribution import Predictions
 from preftune.engine.head import HeadShape, token_logps
 from preftune.engine.linear import use_fast_products
 from preftune.errors import ModelError
@@ -65,12 +66,21 @@ class Policy(nn.Module):
         use_fast_products(model, path.head == "own")
         self._longest_together = _longest_together(plain(model).config)
 
-    def forward(self, batch: Batch, *, as_packed: bool = False) -> Float[Tensor, "S"]:
+    def forward(
+        self, batch: Batch, *, as_packed: bool = False, beside: Sequence[Callable[[Predictions], Tensor]] = ()
+    ) -> Float[Tensor, "*n S"]:
         """Log-probability in nats of every scored token of the batch, in the batch's order.
 
         Rows of very different width are read in several passes, so that what is read is little more than the tokens that the
         planner counts; `as_packed`: in one, so that a measurement sees all the padding.
+
+        beside: functions of the distributions at the scored tokens; with n of them the result is [1 + n, S]. Raises ModelError
+        where the path has no head of ours.
         """
+        if beside:
+            found = self.predictions(batch)
+            logps = token_logps(found.hidden, found.weight, batch.target, bias=found.bias, shape=found.shape)
+            return torch.stack([logps, *(function(found) for function in beside)])
         if self.path.alone or self._rotations_differ(batch):
             return torch.cat([self._logps(alone(batch, response)) for response in range(batch.n_responses)])
         if self.path.layout == "rows" and not as_packed and len(groups := even_rows(batch)) > 1:
@@ -84,15 +94,30 @@ class Policy(nn.Module):
         longest = max(span.prompt + max(span.branches, default=0) for span in batch.spans)  # known without asking the device
         return longest > self._longest_together
 
-    def _logps(self, batch: Batch) -> Float[Tensor, "S"]:
-        device = next(self.parameters()).device
-        with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
-            if self.path.head == "model":
-                return self._model_logps(batch)
+    def predictions(self, batch: Batch) -> Predictions:
+        """The distributions at the scored tokens. Raises ModelError where the path has no head of ours, or reads parts."""
+        if self.path.head == "model" or self.path.alone or self._rotations_differ(batch):
+            raise ModelError(
+                f"the objective needs whole distributions over the next token, which this path does not give: {self.path.why}"
+            )
+        return self._predictions(batch)
+
+    def _predictions(self, batch: Batch) -> Predictions:
+        with self._casting():
             hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.source)
-        # outside autocast: the head decides its own precision
         head = plain(self.model).get_output_embeddings()
-        return token_logps(hidden, head.weight, batch.target, bias=head.bias, shape=self.head_shape)
+        return Predictions(hidden, head.weight, head.bias, self.head_shape)
+
+    def _logps(self, batch: Batch) -> Float[Tensor, "S"]:
+        if self.path.head == "model":
+            with self._casting():
+                return self._model_logps(batch)
+        found = self._predictions(batch)
+        # outside autocast: the head decides its own precision
+        return token_logps(found.hidden, found.weight, batch.target, bias=found.bias, shape=found.shape)
+
+    def _casting(self) -> AbstractContextManager[object]:
+        return torch.autocast(next(self.parameters()).device.type, self.autocast) if self.autocast else nullcontext()
 
     def _hidden(self, batch: Batch) -> Float[Tensor, "N T D"]:
         body = plain(self.model).base_model

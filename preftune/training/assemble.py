@@ -24,16 +24,21 @@ from preftune.training.dist import Ranks
 class Scored:
     """A batch with its log-probs, and what follows from them for each response."""
 
-    def __init__(self, batch: Batch, logps: Float[Tensor, "S"], ref_logps: Float[Tensor, "S"] | None) -> None:
+    def __init__(
+        self, batch: Batch, logps: Float[Tensor, "S"], ref_logps: Float[Tensor, "S"] | None, beside: Records | None = None
+    ) -> None:
         """`ref_logps` are those of the reference, None where nothing asks for them.
 
         From a reward model `logps` are its scores, one for each response.
+
+        beside: per scored token what a record of the whole distributions is made of, by that record.
         """
         assert batch.units is not None, "a part of a batch has no units"
         self.batch = batch
         self.units: Units = batch.units
         self.logps = logps
         self._ref_logps = ref_logps
+        self._beside = beside or {}
 
     @property
     def ref_logps(self) -> Float[Tensor, "S"]:
@@ -55,6 +60,10 @@ class Scored:
     def n_tokens(self) -> Float[Tensor, "R"]:
         """Scored tokens of each response."""
         return self.batch.n_scored.to(self.logps.dtype)
+
+    def response_sum(self, record: type) -> Float[Tensor, "R"]:
+        """Sum over each response of what is there for `record`."""
+        return response_sums(self._beside[record], self.batch.owner, self.batch.n_responses)
 
     def of_pairs(self, values: Float[Tensor, "R"]) -> tuple[Float[Tensor, "P"], Float[Tensor, "P"]]:
         """Values of the winners and of the losers."""
@@ -117,6 +126,15 @@ def _prefixes(scored: Scored) -> records.Prefixes:
     return records.Prefixes(*policy, *ref)
 
 
+def _sequential_kl(scored: Scored) -> records.SequentialKL:
+    return records.SequentialKL(*scored.of_pairs(scored.response_sum(records.SequentialKL)))
+
+
+def _on_policy(scored: Scored) -> records.OnPolicy:
+    sums = scored.logp_sum.detach() - scored.response_sum(records.OnPolicy)
+    return records.OnPolicy(*scored.of_pairs(sums / scored.n_tokens.clamp(min=1)))
+
+
 BUILD: Mapping[type, Callable[[Scored], Any]] = {
     records.Tokens: _tokens,
     records.Pairs: _pairs,
@@ -128,6 +146,8 @@ BUILD: Mapping[type, Callable[[Scored], Any]] = {
     records.Margin: _margin,
     records.Mismatched: _mismatched,
     records.Prefixes: _prefixes,
+    records.SequentialKL: _sequential_kl,
+    records.OnPolicy: _on_policy,
 }
 """How each record is built."""
 

@@ -3,6 +3,7 @@
     checkpoints/step-000100/
         weights.safetensors      the trainable weights, by name
         optimizer.safetensors    "exp_avg.NAME", "exp_avg_sq.NAME"
+        reference.safetensors    a reference that moves, and average.safetensors a moving average, where there are such
         state.json               step, early stopping, what the run must find again
         manifest.json            size and sha256 of each file
 
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +39,31 @@ class Checkpoint:
         """Updates done when it was written; the next step to run."""
         return int(self.state["step"])
 
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Another state of the trainable weights that was saved with it."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / f"{name}.safetensors")
+
 
 def trainable(policy: nn.Module) -> dict[str, Tensor]:
     """The trainable weights by name."""
     return {name: p for name, p in policy.named_parameters() if p.requires_grad}
 
 
-def save(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int) -> Path:
-    """Writes checkpoint step-N of `state["step"]` into `folder` and removes all but the newest `keep`. Raises StorageError."""
+def save(
+    folder: Path,
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    keep: int,
+    shadows: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Path:
+    """Writes checkpoint step-N of `state["step"]` into `folder` and removes all but the newest `keep`. Raises StorageError.
+
+    shadows: other states of the trainable weights, by the name of their file.
+    """
     final = folder / f"step-{state['step']:06d}"
     with storage(final, "write this checkpoint"):
         for stale in folder.glob(".step-*.tmp"):  # a crash left it
@@ -53,6 +72,8 @@ def save(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, stat
         temporary.mkdir(parents=True)
         write_weights(temporary / "weights.safetensors", trainable(policy))
         write_weights(temporary / "optimizer.safetensors", _moments(policy, optimizer))
+        for name, weights in (shadows or {}).items():
+            write_weights(temporary / f"{name}.safetensors", weights)
         write_atomic(temporary / "state.json", json.dumps(state))
         manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(temporary.iterdir())}
         write_atomic(temporary / "manifest.json", json.dumps(manifest))
@@ -111,7 +132,7 @@ def restore(checkpoint: Checkpoint, policy: nn.Module, optimizer: torch.optim.Op
         }
 
 
-def write_weights(file: Path, tensors: dict[str, Tensor]) -> None:
+def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as one safetensors file, handed to the disk."""
     from safetensors.torch import save_file
 

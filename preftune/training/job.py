@@ -37,7 +37,8 @@ from preftune.model.load import open_renderer, quiet_transformers
 from preftune.run import Run
 from preftune.training import checkpoint
 from preftune.training.dist import Ranks, join
-from preftune.training.loop import Evaluated, Saved, Step, Work, term_interrupts, training
+from preftune.training.interrupt import term_interrupts
+from preftune.training.loop import Evaluated, Saved, Step, Work, restore_shadows, training
 from preftune.training.prepare import (
     Data,
     Progress,
@@ -47,6 +48,7 @@ from preftune.training.prepare import (
     check_resumable,
     check_same_data,
     check_same_models,
+    is_live,
     load_policy,
     name_of,
     read_data,
@@ -54,6 +56,7 @@ from preftune.training.prepare import (
     require_reference_used,
     score_reference,
 )
+from preftune.training.shadow import Averaged, Shadow
 
 
 class Started(NamedTuple):
@@ -165,7 +168,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
     if ranks.main and not going_on:
         _write_start(run, config, data, ranks, device)
     reference, start = None, name_of(config.model, precision, ranks, cache_of(config))
-    if any(o.needs_reference for o in goal):
+    if any(o.needs_reference for o in goal) and not config.sync.every:  # a reference that moves is no use to store
         for event in score_reference(config, policy, precision, trees, ranks, renderer.tokenizer, start=start):
             if isinstance(event, Reference):
                 reference = event
@@ -179,7 +182,9 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
         train=data.train,
         held_out=data.held_out,
         reference=reference.store if reference else None,
-        starts_as_reference=reference is not None and reference.is_start,
+        starts_as_reference=reference.is_start if reference else bool(config.sync.every),
+        live=Shadow(policy) if is_live(config, goal) else None,
+        average=Averaged(policy, config.average) if config.average.kind else None,
         ranks=ranks,
         state={"model": start, "reference": reference.store.folder.name if reference else None},
     )
@@ -212,6 +217,7 @@ def _trained(work: Work, renderer: Renderer, data: Data) -> Iterator[JobEvent]:
     yield Started(run, found.step if found else 0, work.plan.n_steps)
     if found and found.state["finished"]:
         checkpoint.load_weights(found.folder / "weights.safetensors", work.policy)
+        restore_shadows(work, found)
         return
     if work.ranks.main:
         run.rewind_metrics(found.step if found else 0)
@@ -226,6 +232,9 @@ def _finish(work: Work, renderer: Renderer, data: Data) -> Iterator[JobEvent]:
     if work.ranks.main:
         if config.eval.keep == "best":
             yield _take_best(work)
+        elif work.average is not None:
+            work.average.result(work.policy).put_into(work.policy)
+            yield Said("model", f"model/ holds the moving average of the weights ({config.average.kind})")
         yield from _samples(run, config, work.policy, renderer, data.samples, "after")
         template = renderer.chat_template if config.template is not None else None
         if config.lora.merge:

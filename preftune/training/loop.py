@@ -9,13 +9,10 @@ for event in training(work):
 
 from __future__ import annotations
 
-import math
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,14 +30,18 @@ from preftune.engine.reference import logps_of
 from preftune.engine.score import by_length
 from preftune.errors import Interrupted, TrainingError
 from preftune.files import storage, sync_folder
+from preftune.losses.records import SequentialKL
 from preftune.run import Run
 from preftune.training import checkpoint
+from preftune.training.checks import check_step_zero, is_precise, not_finite
 from preftune.training.dist import Ranks
 from preftune.training.feed import Feed
+from preftune.training.interrupt import stop_signals
 from preftune.training.material import Material
 from preftune.training.metrics import BETTER, Sums, means
 from preftune.training.optim import WeightWatch, clip, learning_rate, make_optimizer
 from preftune.training.plan import Plan, cut
+from preftune.training.shadow import Averaged, Shadow
 from preftune.training.step import Goal, Micro, backward, evaluate
 
 
@@ -104,9 +105,15 @@ class Work:
     held_out: Material | None
     reference: Store | None
     starts_as_reference: bool  # the policy is the reference before the first update
+    live: Shadow | None = None  # a reference that moves, or of which more than log-probs is asked
+    average: Averaged | None = None  # what is evaluated and saved in the place of the policy
     ranks: Ranks = Ranks()
     resume_from: checkpoint.Checkpoint | None = None
     state: dict[str, Any] = field(default_factory=dict)  # what the checkpoint carries besides the weights
+
+    def result(self) -> AbstractContextManager[None]:
+        """The policy has the weights that the run is after: its own, or their average."""
+        return nullcontext() if self.average is None else self.average.result(self.policy).in_place(self.policy)
 
     @property
     def plan(self) -> Plan:
@@ -130,6 +137,7 @@ def training(work: Work) -> Iterator[Event]:
     stopping, done = Stopping(), 0
     if work.resume_from is not None:
         checkpoint.restore(work.resume_from, policy, optimizer)
+        restore_shadows(work, work.resume_from)
         stopping, done = Stopping(**work.resume_from.state["stopping"]), work.resume_from.step
     every = eval_every(config, plan.n_steps) if work.held_out else 0
     lengths = np.array([policy.tokens_read(t) for t in work.train.trees], np.int64)
@@ -139,7 +147,7 @@ def training(work: Work) -> Iterator[Event]:
     def save(step: int, *, finished: bool = False) -> Saved:
         if work.ranks.main:
             state = {**work.state, "step": step, "finished": finished, "stopping": vars(stopping)}
-            checkpoint.save(work.run.checkpoints, policy, optimizer, state, keep=config.checkpoint.keep)
+            checkpoint.save(work.run.checkpoints, policy, optimizer, state, keep=config.checkpoint.keep, shadows=_shadows(work))
         work.ranks.barrier()
         return Saved(step)
 
@@ -154,6 +162,7 @@ def training(work: Work) -> Iterator[Event]:
                     break
             yield _step(work, outer, optimizer, watch, done, lengths, feed)
             done += 1
+            _follow(work, done)
             if work.ranks.any(stop.is_set(), _device(policy)):
                 save(done)
                 raise Interrupted(
@@ -180,13 +189,13 @@ def _step(
     with random_of(config.seed, index, work.ranks.rank, _device(work.policy)):
         sums = backward(outer, feed.step(index), work.goal, n_units=n_units, ranks=work.ranks)
     norm = clip(work.policy, config.optim.clip)
-    if index + 1 < plan.n_steps:
+    if index + 1 < plan.n_steps and work.live is None:
         feed.prepare(index + 1)  # before the device is waited for
     metrics, (grad_norm, moved) = to_host(work.goal, sums, work.ranks, norm, watch.moved())
     _check_finite(work, index, examples, metrics | {"grad_norm": grad_norm})
     if index == 0 and work.starts_as_reference:
         start = evaluate(work.policy, _step_micros(work, 0, lengths), work.goal, ranks=work.ranks, as_reference=True)
-        check_step_zero(metrics, to_host(work.goal, start, work.ranks)[0]["loss"], precise=_precise(work.policy))
+        check_step_zero(metrics, to_host(work.goal, start, work.ranks)[0]["loss"], precise=is_precise(work.policy))
     lr = learning_rate(config.optim, index, plan.n_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -212,6 +221,28 @@ def random_of(seed: int, step: int, rank: int, device: torch.device) -> Iterator
         yield
 
 
+def _follow(work: Work, done: int) -> None:
+    """Moves the reference and the average after `done` updates."""
+    sync = work.config.sync
+    if work.live is not None and sync.every and done % sync.every == 0:
+        work.live.mix(work.policy, sync.mix)
+    if work.average is not None:
+        work.average.update(work.policy, done)
+
+
+def _shadows(work: Work) -> dict[str, dict[str, Tensor]]:
+    moved = {"reference": work.live.weights} if work.live is not None and work.config.sync.every else {}
+    return moved | ({"average": work.average.mean.weights} if work.average is not None else {})
+
+
+def restore_shadows(work: Work, saved: checkpoint.Checkpoint) -> None:
+    """Puts a moved reference and an average back as they were."""
+    if work.live is not None and work.config.sync.every:
+        work.live.load(saved.weights("reference"))
+    if work.average is not None:
+        work.average.load(saved.weights("average"), saved.step)
+
+
 def _step_micros(work: Work, index: int, lengths: NDArray[np.int64]) -> Iterator[Micro]:
     """This rank's micro-batches of a step."""
     examples = work.plan.examples(index)
@@ -221,6 +252,7 @@ def _step_micros(work: Work, index: int, lengths: NDArray[np.int64]) -> Iterator
 
 def _micros(work: Work, data: Material, cuts: Sequence[Sequence[int]], *, otherwise: int) -> Iterator[Micro]:
     """The micro-batches of a rank; where it has fewer than others, the example `otherwise`, which counts for nothing."""
+    whole = any(SequentialKL in o.units | o.given for o in work.goal)
     for group in cuts:
         members = group or [otherwise]
         batch, ref_logps = _packed(work, [data.trees[i] for i in members])
@@ -229,12 +261,23 @@ def _micros(work: Work, data: Material, cuts: Sequence[Sequence[int]], *, otherw
             other, other_ref = _packed(work, [data.mismatched[i] for i in members])
             assert other_ref is not None, "a mismatched response is there to be compared with the reference"
             mismatched = other, other_ref
-        yield Micro(batch, ref_logps, float(bool(group)), mismatched)
+        reference = None
+        if whole:
+            assert work.live is not None
+            with work.live.in_place(work.policy):
+                reference = work.policy.predictions(batch).detach()
+        yield Micro(batch, ref_logps, float(bool(group)), mismatched, reference)
 
 
 def _packed(work: Work, trees: Sequence[Tree]) -> tuple[Batch, Tensor | None]:
+    """A batch and the reference's log-probs there: stored ones, or those that a reference gives that moves."""
     batch = work.policy.pack(trees)
-    return batch, logps_of(work.reference, trees, batch) if work.reference is not None else None
+    if work.reference is not None:
+        return batch, logps_of(work.reference, trees, batch)
+    if work.live is None:
+        return batch, None
+    with work.live.in_place(work.policy):
+        return batch, work.policy(batch)
 
 
 def held_out_metrics(work: Work) -> dict[str, float]:
@@ -250,9 +293,10 @@ def held_out_metrics(work: Work) -> dict[str, float]:
 
 
 def _evaluated(work: Work, stopping: Stopping, step: int) -> Evaluated:
-    metrics = held_out_metrics(work)
+    with work.result():
+        metrics = held_out_metrics(work)
     metric = work.config.eval.metric
-    if bad := _not_finite(metrics):
+    if bad := not_finite(metrics):
         raise TrainingError(f"held-out examples after {step} steps: {bad}. {_remedy(work)}")
     best = stopping.better(metric, metrics[metric], step)
     if best and work.config.eval.keep == "best" and work.ranks.main:
@@ -266,7 +310,8 @@ def keep_best(work: Work) -> None:
     with storage(folder, "keep the best weights"):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / ".weights.tmp"
-        checkpoint.write_weights(temporary, checkpoint.trainable(work.policy))
+        with work.result():
+            checkpoint.write_weights(temporary, checkpoint.trainable(work.policy))
         temporary.replace(folder / "weights.safetensors")
         sync_folder(folder)
 
@@ -279,43 +324,13 @@ def to_host(goal: Goal, sums: Sums, ranks: Ranks, *scalars: Tensor) -> tuple[dic
     return means(goal, {n: (flat[2 * i], flat[2 * i + 1]) for i, n in enumerate(names)}), flat[2 * len(names) :]
 
 
-def check_step_zero(metrics: dict[str, float], expected: float, *, precise: bool) -> None:
-    """Before any update the policy is the reference: no KL, and the loss that the objective gives there. Raises TrainingError.
-
-    expected: the loss with the policy for its own reference; dpo's is ln 2. Only rounding may differ, since the reference was
-    scored in other batches: up to 2e-4 nats a token, and 2e-4 of the loss. Where products are in bf16, 0.5 nats of KL.
-    """
-    if "kl" not in metrics:
-        return
-    n_tokens = max((metrics[f"lengths/{side}"] for side in ("chosen", "rejected") if f"lengths/{side}" in metrics), default=1.0)
-    near = abs(metrics["loss"] - expected) <= 2e-4 * max(1.0, abs(expected))
-    if metrics["kl"] <= (0.5 * 2e-4**2 * max(n_tokens, 1.0) if precise else 0.5) and (near or not precise):
-        return
-    raise TrainingError(
-        f"step 0: the policy should equal its reference before the first update, but differs by {metrics['kl']:.3g} nats "
-        f"a response (loss {metrics['loss']:.6f}, expected {expected:.6f}). Likely causes: reference "
-        "log-probs of another model or template (delete the cache folder), dropout in the base model, or a model whose "
-        "forward pass is not deterministic"
-    )
-
-
-def _precise(policy: Policy) -> bool:
-    """Whether log-probs are the same to float32 however a batch is cut; where products are in bf16 they are not."""
-    return (policy.autocast or next(policy.parameters()).dtype) in (torch.float32, torch.float64)
-
-
 def _check_finite(work: Work, index: int, examples: Any, metrics: dict[str, float]) -> None:
-    if bad := _not_finite(metrics):
+    if bad := not_finite(metrics):
         ids = [work.train.trees[i].id for i in examples[:5]]
         raise TrainingError(
             f"step {index}: {bad}; the weights were not touched by it. Its examples: {', '.join(ids)}"
             f"{' …' if len(examples) > 5 else ''}. {_remedy(work)}, or look at these rows"
         )
-
-
-def _not_finite(metrics: dict[str, float]) -> str:
-    bad = [f"{name} is {metrics[name]}" for name in ("loss", *sorted(metrics)) if not math.isfinite(metrics[name])]
-    return bad[0] + (f" (the loss is {metrics['loss']:.4g})" if math.isfinite(metrics["loss"]) else "") if bad else ""
 
 
 def _remedy(work: Work) -> str:
@@ -342,39 +357,3 @@ def _distributed(policy: Policy, ranks: Ranks) -> nn.Module:
 
 def _device(policy: nn.Module) -> torch.device:
     return next(policy.parameters()).device
-
-
-@contextmanager
-def term_interrupts() -> Iterator[None]:
-    """Outside the loop there is no step to finish: SIGTERM stops as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets, so that the step in hand is finished and saved; a second one stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for s in before:
-        signal.signal(s, ask)
-    try:
-        yield stop
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

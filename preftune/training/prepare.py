@@ -26,6 +26,7 @@ from preftune.data.types import Example, Tree
 from preftune.engine.policy import Policy
 from preftune.engine.reference import default_cache, fill, keys_of, missing, reference_store
 from preftune.errors import ConfigError, DataError, ModelError, nearest
+from preftune.losses.records import SequentialKL
 from preftune.model.device import Precision, precision_of
 from preftune.model.identity import identity
 from preftune.model.load import check_vocabulary, load_model, resolve
@@ -93,9 +94,18 @@ def require(config: Config) -> None:
 
 
 def require_reference_used(config: Config, goal: Goal) -> None:
-    """Raises ConfigError where a reference is given to objectives that have none."""
-    if config.reference is not None and not any(o.needs_reference for o in goal):
-        raise ConfigError(f"reference: the objective {config.loss_name} has no reference; leave it out")
+    """Raises ConfigError where a setting speaks of a reference that the objectives have not, or cannot have."""
+    given = "reference" if config.reference is not None else "sync.every" if config.sync.every else ""
+    if given and not any(o.needs_reference for o in goal):
+        raise ConfigError(f"{given}: the objective {config.loss_name} has no reference; leave it out")
+    if config.reference is not None and is_live(config, goal):
+        why = "sync.every moves it" if config.sync.every else f"{config.loss_name} needs more of it than log-probs"
+        raise ConfigError(f"reference: it has to be the model as it starts, since {why}; leave it out")
+
+
+def is_live(config: Config, goal: Goal) -> bool:
+    """Whether the reference is held beside the policy: it moves, or more than its log-probs is asked for."""
+    return bool(config.sync.every) or any(SequentialKL in o.units | o.given for o in goal)
 
 
 def _same_folder(a: str, b: str) -> bool:

@@ -11,7 +11,7 @@ each micro-batch is read again, and its backward pass starts from these. That is
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,8 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from preftune.engine.batch import Batch
+from preftune.engine.distribution import Predictions, kl, log_collision
 from preftune.losses.objective import Objective, Outcome, Records, losses_of
-from preftune.losses.records import Mismatched
+from preftune.losses.records import Mismatched, OnPolicy, SequentialKL
 from preftune.training.assemble import Scored, Whole, build
 from preftune.training.dist import ONE, Ranks
 from preftune.training.metrics import Sums, add, measure_batch, measure_losses
@@ -38,6 +39,7 @@ class Micro(NamedTuple):
     ref_logps: Float[Tensor, "S"] | None
     weight: float = 1.0
     mismatched: tuple[Batch, Float[Tensor, "M"]] | None = None  # its prompts with responses to others, and the reference there
+    reference: Predictions | None = None  # the reference's distributions, where an objective asks for them
 
 
 def backward(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, n_units: Sequence[int], ranks: Ranks = ONE) -> Sums:
@@ -53,7 +55,7 @@ def backward(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, n_units:
     for (i, micro), last in _one_ahead(enumerate(micros)):
         with nullcontext() if last or ranks.world == 1 else policy.no_sync():  # type: ignore[operator]
             step.draw_again(i)
-            scored = Scored(micro.batch, policy(micro.batch), micro.ref_logps)
+            scored = _scored(policy, micro, step.read)
             loss, outcomes = step.loss(build(step.read, scored), i)
             # DistributedDataParallel averages over ranks: the factor undoes that
             (loss * (micro.weight * ranks.world)).backward()
@@ -74,7 +76,7 @@ def evaluate(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, ranks: R
     step = _Step(goal, [1] * len(goal))
     parts, weights = [], []
     for micro in micros:
-        scored = _scored(policy, micro.batch, micro.ref_logps, as_reference)
+        scored = _scored(policy, micro, step.read | step.asked, as_reference)
         add(sums, measure_batch(goal, scored), micro.weight)
         parts.append(_part(policy, micro, step.read | step.asked, scored, as_reference))
         weights.append(micro.weight)
@@ -107,7 +109,7 @@ class _Step:
         for micro in micros:
             if not self._alone:
                 self._draws.append(_Random.now(micro.batch.tokens.device))
-            scored = _scored(policy, micro.batch, micro.ref_logps) if asked - {Mismatched} else None
+            scored = _scored(policy, micro, asked) if asked - {Mismatched} else None
             parts.append(_part(policy, micro, asked, scored))
         self.join(parts, [m.weight for m in micros], ranks)
 
@@ -193,9 +195,20 @@ def _leaves(record: Any) -> Any:
     return type(record)(*(f.detach().requires_grad_() if f.is_floating_point() else f for f in record))
 
 
-def _scored(policy: nn.Module, batch: Batch, ref_logps: Tensor | None, as_reference: bool = False) -> Scored:
-    logps = policy(batch)
-    return Scored(batch, logps, logps if as_reference else ref_logps)
+def _scored(policy: nn.Module, micro: Micro, asked: Collection[type], as_reference: bool = False) -> Scored:
+    """The log-probs of a micro-batch, and what else is asked for of its distributions."""
+    beside: dict[type, Callable[[Predictions], Tensor]] = {}
+    if OnPolicy in asked:
+        beside[OnPolicy] = log_collision
+    if SequentialKL in asked:
+        frozen = None if as_reference else micro.reference
+        assert as_reference or frozen is not None, "the reference has to be held beside the policy"
+        beside[SequentialKL] = lambda own: kl(frozen or own.detach(), own)
+    if not beside:
+        logps = policy(micro.batch)
+        return Scored(micro.batch, logps, logps if as_reference else micro.ref_logps)
+    logps, *others = policy(micro.batch, beside=tuple(beside.values()))
+    return Scored(micro.batch, logps, logps if as_reference else micro.ref_logps, dict(zip(beside, others, strict=True)))
 
 
 def _part(
@@ -206,7 +219,9 @@ def _part(
     if Mismatched not in asked:
         return own
     assert micro.mismatched is not None
-    return {**own, **build([Mismatched], _scored(policy, *micro.mismatched, as_reference))}
+    batch, ref_logps = micro.mismatched
+    logps = policy(batch)
+    return {**own, **build([Mismatched], Scored(batch, logps, logps if as_reference else ref_logps))}
 
 
 def _one_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:

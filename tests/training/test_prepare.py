@@ -15,7 +15,7 @@ from preftune.data.split import split_by_prompt
 from preftune.engine.policy import Path as ScoringPath
 from preftune.engine.policy import Policy
 from preftune.errors import ConfigError, DataError
-from preftune.training.loop import _precise
+from preftune.training.checks import is_precise
 
 
 @pytest.mark.parametrize("name", ["model", "reference"])
@@ -55,4 +55,4 @@ def test_bf16_products_are_not_held_to_float32_at_step_0(
     weights: torch.dtype, autocast: torch.dtype | None, precise: bool
 ) -> None:
     model = tiny.model("llama").to(weights)
-    assert _precise(Policy(model, ScoringPath("forest", "own"), autocast=autocast)) is precise
+    assert is_precise(Policy(model, ScoringPath("forest", "own"), autocast=autocast)) is precise
