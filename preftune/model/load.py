@@ -77,15 +77,34 @@ def _snapshot(name: str) -> Path:
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """A causal language model of the folder, all weights in `dtype`, dropout off; an adapter folder is merged into its base."""
+    from transformers import AutoModelForCausalLM
+
+    if is_reward_model(folder):
+        raise ModelError(f"{folder}: a reward model, which scores responses (preftune judge --by reward) and writes none")
     if (folder / "adapter_config.json").exists():
-        return _merged_adapter(folder, dtype)
+        return merged_adapter(load_model(base_of(folder), dtype=dtype), folder)
+    return read_model(AutoModelForCausalLM, folder, dtype)
+
+
+def is_reward_model(folder: Path) -> bool:
+    """Whether the folder holds a sequence classifier, or an adapter of one, by what its configuration says."""
+    if (file := folder / "adapter_config.json").exists():
+        return _json_object(file).get("task_type") == "SEQ_CLS"
+    named = _json_object(folder / "config.json").get("architectures") or [""]
+    return str(named[0]).endswith("ForSequenceClassification")
+
+
+def read_model(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """The folder's weights as an auto class `kind` of transformers reads them, all of them in `dtype`, dropout off.
+
+    Raises ModelError for what cannot be read, and where a weight is not in the files.
+    """
     config = _config(folder)
     _check_weights(folder)
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     try:
-        model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
+        model, report = kind.from_pretrained(
             str(folder), config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -99,12 +118,11 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
             f"{folder}: {len(missing)} weights of {type(model).__name__} are not in the safetensors files "
             f"(first: {', '.join(missing[:3])}); they would start at random"
         )
-    _disable_dropout(model)
-    model._preftune_inference_attention = model.config._attn_implementation
-    return model
+    return without_dropout(model)
 
 
-def _merged_adapter(folder: Path, dtype: torch.dtype) -> Any:
+def merged_adapter(base: Any, folder: Path) -> Any:
+    """`base` with the folder's adapter added into its weights. Raises ModelError."""
     from peft import PeftModel
     from safetensors import SafetensorError
 
@@ -114,7 +132,6 @@ def _merged_adapter(folder: Path, dtype: torch.dtype) -> Any:
             f"{folder}: adapter_model.safetensors is not in it (found: {found}). "
             "An adapter as a pickle could run code when it is read"
         )
-    base = load_model(base_of(folder), dtype=dtype)
     try:
         with quiet_peft():
             return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
@@ -242,14 +259,16 @@ def quiet_transformers() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def _disable_dropout(model: Any) -> None:
+def without_dropout(model: Any) -> Any:
     """Policy and reference must be the same function, so a base model's own dropout is off (`lora.dropout` is explicit)."""
+    model._preftune_inference_attention = model.config._attn_implementation
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():  # what reaches torch.nn.functional.dropout
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+    return model
 
 
 def _first_line(error: BaseException) -> str:

@@ -30,12 +30,13 @@ def add_lora(model: Any, lora: Lora, *, base: str, seed: int) -> Any:
         for target in targets:
             if target.rsplit(".", 1)[-1] not in names:
                 raise ConfigError(f"lora.targets: {target!r} is no linear layer of this model; {nearest(target, names)}")
+    kind = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM  # the former learns its head whole
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=targets,
-        task_type=TaskType.CAUSAL_LM,
+        task_type=kind,
     )
     with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
