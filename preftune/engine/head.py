@@ -1,14 +1,19 @@
-"""log softmax(hidden · Wᵀ + b) at one token per row, without ever holding [rows, vocabulary] beyond a fixed budget.
+"""log softmax(hidden · Wᵀ + b) at one token per row, without ever holding [rows, vocabulary] beyond a budget.
 
-The head is read in blocks of rows. The gradient of a block's logits is g · (onehot(target) − softmax), where g is one number a
-row. What the backward pass needs is had in the cheapest exact way:
+Rows and vocabulary are read in tiles, and the normaliser is summed as they come (Milakov & Gimelshein 2018, arXiv 1805.02867).
+With p the softmax, the gradient of row r's logits is g_r · (onehot(target_r) − p_r), where g is one number a row, so
 
-    frozen head (LoRA)    the forward pass makes d log p / d hidden at once, and the backward pass only scales it
-    learning head         the first `_KEPT_ELEMENTS` probabilities are kept, those of further rows are computed again
+    d hidden_r = g_r · u_r,   u_r = W[target_r] − Σ_v p_rv W_v      u is made in the forward pass, tile by tile
+    d W_v      = Σ_r g_r (onehot(target_r)_v − p_rv) hidden_r       the backward pass; a frozen head has none
+
+Neither asks for a pass over [rows, vocabulary]: g and what a tile's softmax lacks to be the whole vocabulary's are one number a
+row, and multiply the small operand. Tiles are kept for the backward pass up to `keep` bytes; those beyond are made again, which
+is one matrix product more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,10 +23,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
+from preftune.engine.inplace import Sum
 from preftune.engine.linear import product_t
 
-_BLOCK_ELEMENTS = 1 << 23  # logits made at once: 32 MiB in float32
-_KEPT_ELEMENTS = 1 << 26  # probabilities kept for the backward pass: 256 MiB in float32
+# Of a tile, and of its part of the weight. 16 MiB in float32: what is larger, glibc takes from the system anew each time.
+_TILE_ELEMENTS = 1 << 22
+_TILE_ROWS = 1 << 10
+_KEEP_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +47,24 @@ def token_logps(
     *,
     bias: Float[Tensor, "V"] | None = None,
     shape: HeadShape = HeadShape(),
+    keep: int = _KEEP_BYTES,
 ) -> Float[Tensor, "S"]:
-    """Log-probability of each target in nats: float32, or float64 for a float64 model."""
-    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
-    if learns and any(x is not None and x.requires_grad for x in (weight, bias)):
-        return _LearningHead.apply(hidden, weight, bias, target, shape)  # type: ignore[no-any-return, no-untyped-call]
-    head = _Head.of(hidden, weight, bias, shape)
-    if learns:
-        return _FrozenHead.apply(hidden, target, head)  # type: ignore[no-any-return, no-untyped-call]
-    return _logps(hidden, target, head)
+    """Log-probability of each target in nats: float32, or float64 for a float64 model.
+
+    keep: bytes of probabilities that may be held until the backward pass; the values are the same whatever it is.
+    """
+    leaves = (hidden, weight, bias)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves):
+        return _Logps.apply(hidden, weight, bias, target, shape, keep)  # type: ignore[no-any-return, no-untyped-call]
+    # by the same steps as where there is a gradient: a frozen reference is bit for bit what the policy gives before it moves
+    return _forward(_Head.of(hidden, weight, bias, shape), hidden, target, unit=False, keep=0).logp
+
+
+class _Tile(NamedTuple):
+    """Softmax of some rows over a part of the vocabulary, times the slope of the soft-cap."""
+
+    p: Float[Tensor, "R C"]
+    log_z: Float[Tensor, "R"]  # in float64
 
 
 class _Head(NamedTuple):
@@ -62,16 +79,18 @@ class _Head(NamedTuple):
         """The head for these hidden states; in bf16 this copies the weight."""
         return cls(weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype), shape)
 
-    def blocks(self, n_rows: int) -> Iterator[slice]:
-        """Rows in blocks whose logits fit."""
-        size = max(1, _BLOCK_ELEMENTS // self.weight.shape[0])
-        return (slice(at, at + size) for at in range(0, n_rows, size))
+    def tiles(self, n_rows: int) -> Iterator[tuple[slice, list[slice]]]:
+        """Rows, and with each of these the parts of the vocabulary. Parts of rows are about equally long."""
+        (vocabulary, width), n = self.weight.shape, math.ceil(n_rows / _TILE_ROWS)
+        for rows in (slice(n_rows * i // n, n_rows * (i + 1) // n) for i in range(n)):
+            size = max(1, _TILE_ELEMENTS // max(rows.stop - rows.start, width))
+            yield rows, [slice(at, min(at + size, vocabulary)) for at in range(0, vocabulary, size)]
 
-    def logits(self, hidden: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
-        """Logits of some rows, in float32 or better."""
-        logits = product_t(hidden, self.weight)
+    def logits(self, hidden: Float[Tensor, "R D"], part: slice) -> Float[Tensor, "R C"]:
+        """Logits of some rows for a part of the vocabulary, in float32 or better."""
+        logits = product_t(hidden, self.weight[part])
         if self.bias is not None:
-            logits += self.bias
+            logits += self.bias[part]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.shape.scale != 1.0:
             logits *= self.shape.scale
@@ -79,103 +98,109 @@ class _Head(NamedTuple):
             logits.div_(self.shape.softcap).tanh_().mul_(self.shape.softcap)
         return logits
 
-    def slope(self, logits: Float[Tensor, "R V"]) -> Tensor | float:
-        """d logits / d (hidden · Wᵀ + b), from the logits themselves."""
-        if self.shape.softcap is None:
-            return self.shape.scale
-        return (1 - (logits / self.shape.softcap) ** 2) * self.shape.scale
+    def tile(self, logits: Float[Tensor, "R C"], dtype: torch.dtype) -> _Tile:
+        """What forward and backward pass need of these logits, in their place where the dtype is theirs.
 
-
-def _logps(hidden: Tensor, target: Tensor, head: _Head) -> Tensor:
-    # by the same steps as where there is a gradient: a frozen reference is bit for bit what the policy gives before it moves
-    parts = [_softmax_(head.logits(hidden[rows]), target[rows]) for rows in head.blocks(len(target))]
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
-
-
-def _softmax_(logits: Tensor, target: Tensor) -> Tensor:
-    """Turns logits into probabilities, in place, and returns the log-probability of each row's target.
-
-    The normaliser is read off the likeliest token, log Z = z_max − log p_max: a target of tiny probability loses no digit.
-    """
-    chosen, highest = logits.gather(1, target[:, None])[:, 0], logits.amax(1)
-    torch.softmax(logits, 1, out=logits)
-    return chosen - highest + logits.amax(1).log()
-
-
-class _FrozenHead(Function):
-    """The gradient goes to the hidden states alone, and is known up to one factor a row in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, target: Tensor, head: _Head) -> Tensor:
-        unit = torch.empty_like(hidden)
-        parts = []
-        for rows in head.blocks(len(target)):
-            logits = head.logits(hidden[rows])
-            slope = head.slope(logits)
-            parts.append(_softmax_(logits, target[rows]))
-            logits.neg_().scatter_add_(1, target[rows, None], torch.ones_like(parts[-1])[:, None])
+        The normaliser is read off the likeliest token, log Z = z_max − log p_max, which loses no digit.
+        """
+        slope = None if self.shape.softcap is None else self._slope(logits)
+        highest = logits.amax(1)
+        torch.softmax(logits, 1, out=logits)
+        log_z = highest.double() - logits.amax(1).double().log()
+        if slope is not None:
             logits *= slope
-            unit[rows] = product_t(logits.to(hidden.dtype), head.weight.T)
-        ctx.save_for_backward(unit)
-        return torch.cat(parts) if parts else _logps(hidden, target, head)
+        return _Tile(logits.to(dtype), log_z)
 
+    def _slope(self, logits: Tensor) -> Tensor:
+        """d logits / d (scale · (hidden · Wᵀ + b)), from the logits themselves."""
+        assert self.shape.softcap is not None
+        return 1 - (logits / self.shape.softcap) ** 2
+
+    def target_slope(self, chosen: Float[Tensor, "R"]) -> Float[Tensor, "R"]:
+        """d logit / d (hidden · Wᵀ + b) at the target, from its logit."""
+        slope = torch.ones_like(chosen) if self.shape.softcap is None else self._slope(chosen)
+        return slope * self.shape.scale
+
+
+class _Forward(NamedTuple):
+    logp: Float[Tensor, "S"]
+    unit: Float[Tensor, "S D"] | None  # d logp / d hidden
+    target_slope: Float[Tensor, "S"]
+    log_z: Float[Tensor, "S"]  # float64
+    kept: dict[tuple[int, int], _Tile]  # by first row and first token
+
+
+def _forward(head: _Head, hidden: Tensor, target: Tensor, *, unit: bool, keep: int) -> _Forward:
+    precise = torch.promote_types(hidden.dtype, torch.float32)
+    chosen, log_z = hidden.new_zeros(len(target), dtype=precise), hidden.new_zeros(len(target), dtype=torch.float64)
+    gradient = torch.empty_like(hidden) if unit else None
+    kept: dict[tuple[int, int], _Tile] = {}
+    for rows, parts in head.tiles(len(target)):
+        h, t = hidden[rows], target[rows]
+        total = torch.full_like(log_z[rows], -math.inf)
+        mean = hidden.new_zeros(h.shape, dtype=precise) if unit else None  # Σ p W over what was read so far
+        for part in parts:
+            logits = head.logits(h, part)
+            inside = (t >= part.start) & (t < part.stop)
+            there = (t - part.start).clamp(0, part.stop - part.start - 1)
+            chosen[rows] = torch.where(inside, logits.gather(1, there[:, None])[:, 0], chosen[rows])
+            tile = head.tile(logits, hidden.dtype)
+            before, total = total, torch.logaddexp(total, tile.log_z)
+            if mean is not None:
+                mean *= (before - total).exp().to(precise)[:, None]
+                mean += product_t(tile.p, head.weight[part].T) * (tile.log_z - total).exp().to(precise)[:, None]
+            if (keep := keep - tile.p.nbytes) >= 0:
+                kept[rows.start, part.start] = tile
+            del logits, tile
+        log_z[rows] = total
+        if mean is not None and gradient is not None:
+            slope = head.target_slope(chosen[rows])[:, None]
+            gradient[rows] = (head.weight[t] * slope - mean * head.shape.scale).to(gradient.dtype)
+    return _Forward((chosen.double() - log_z).to(precise), gradient, head.target_slope(chosen), log_z, kept)
+
+
+class _Logps(Function):
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (unit,) = ctx.saved_tensors
-        return unit * grad[:, None].to(unit.dtype), None, None
-
-
-class _LearningHead(Function):
-    """The gradient goes to the weight (and bias) too."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, shape: HeadShape) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, shape: HeadShape, keep: int
+    ) -> Tensor:
         head = _Head.of(hidden, weight, bias, shape)
-        parts: list[Tensor] = []
-        kept: list[Tensor] = []  # probabilities of the first blocks
-        room = _KEPT_ELEMENTS if shape.softcap is None else 0  # a capped logit's slope needs the logits, not the probabilities
-        for rows in head.blocks(len(target)):
-            logits = head.logits(hidden[rows])
-            room -= logits.numel()
-            parts.append(_softmax_(logits, target[rows]))
-            if room >= 0:
-                kept.append(logits.to(hidden.dtype))
-        logp = torch.cat(parts) if parts else _logps(hidden, target, head)
-        ctx.save_for_backward(hidden, weight, bias, target, *kept)
-        ctx.shape = shape
-        return logp
+        learns = any(ctx.needs_input_grad[1:3])
+        made = _forward(head, hidden, target, unit=ctx.needs_input_grad[0], keep=keep if learns else 0)
+        read_again = (hidden, weight, bias, target, made.log_z, made.target_slope) if learns else ()
+        ctx.save_for_backward(made.unit, *read_again)
+        ctx.shape, ctx.kept = shape, made.kept
+        return made.logp
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, *kept = ctx.saved_tensors
-        head = _Head.of(hidden, weight, bias, ctx.shape)
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight: Tensor | None = None
-        grad_bias = torch.zeros_like(bias) if need_bias else None
-        for i, rows in enumerate(head.blocks(len(target))):
-            slope: Tensor | float = head.shape.scale
-            if i < len(kept):
-                block = kept[i] * -grad[rows, None].to(hidden.dtype)
-            else:
-                block = head.logits(hidden[rows])
-                slope = head.slope(block)
-                torch.softmax(block, 1, out=block)
-                block *= -grad[rows, None]
-            block.scatter_add_(1, target[rows, None], grad[rows, None].to(block.dtype))
-            if not (isinstance(slope, float) and slope == 1.0):
-                block *= slope
-            block = block.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = product_t(block, head.weight.T)
-            if need_weight and grad_weight is None:
-                grad_weight = product_t(block.T, hidden[rows].T).to(weight.dtype)
-            elif grad_weight is not None and weight.dtype == hidden.dtype:
-                grad_weight.addmm_(block.T, hidden[rows])
-            elif grad_weight is not None:
-                grad_weight += block.T @ hidden[rows]
-            if grad_bias is not None:
-                grad_bias += block.sum(0).to(grad_bias.dtype)
-        if need_weight and grad_weight is None:  # nothing was scored
-            grad_weight = torch.zeros_like(weight)
-        return grad_hidden, grad_weight, grad_bias, None, None
+        unit, *read_again = ctx.saved_tensors
+        grad_hidden = None if unit is None else unit * grad[:, None].to(unit.dtype)
+        grad_weight, grad_bias = _learned(ctx, grad, *read_again) if read_again else (None, None)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _learned(
+    ctx: Any, grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, log_z: Tensor, slope: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of weight and bias."""
+    head = _Head.of(hidden, weight, bias, ctx.shape)
+    into = Sum(weight) if ctx.needs_input_grad[1] else None
+    into_bias = Sum(bias) if bias is not None and ctx.needs_input_grad[2] else None
+    for rows, parts in head.tiles(len(target)):
+        h, g = hidden[rows], grad[rows]
+        for part in parts:
+            # each kept tile is let go as soon as it was read; a second backward pass makes it again
+            kept = ctx.kept.pop((rows.start, part.start), None)
+            tile = kept or head.tile(head.logits(h, part), h.dtype)
+            factor = (tile.log_z - log_z[rows]).exp() * -g * head.shape.scale
+            if into is not None:
+                into.value[part] += product_t(tile.p.T, (h * factor[:, None].to(h.dtype)).T)
+            if into_bias is not None:
+                into_bias.value[part] += tile.p.T @ factor.to(tile.p.dtype)
+    at_target = grad * slope
+    if into is not None:
+        into.value.index_add_(0, target, (hidden * at_target[:, None].to(hidden.dtype)).to(weight.dtype))
+    if into_bias is not None:
+        into_bias.value.index_add_(0, target, at_target.to(into_bias.value.dtype))
+    return into.result if into else None, into_bias.result if into_bias else None

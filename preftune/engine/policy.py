@@ -203,8 +203,11 @@ def head_shape(config: Any) -> HeadShape:
 
 
 def response_sums(logps: Float[Tensor, "S"], owner: Int[Tensor, "S"], n_responses: int) -> Float[Tensor, "R"]:
-    """log π(y|x) of each response: the sum of its tokens' log-probs, in nats."""
-    return logps.new_zeros(n_responses).index_add(0, owner, logps)
+    """log π(y|x) of each response: the sum of its tokens' log-probs, in nats, in float64.
+
+    A sum of thousands of nats has a last place of 2e-4 nats in float32, and a loss is a difference of such sums.
+    """
+    return logps.new_zeros(n_responses, dtype=torch.float64).index_add(0, owner, logps.double())
 
 
 def _longest_together(config: Any) -> int | None:

@@ -185,7 +185,7 @@ def _step(
     config, plan = work.config, work.plan
     examples = plan.examples(index)
     n_units = work.train.n_units[examples].sum(0).tolist()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=False)
     with random_of(config.seed, index, work.ranks.rank, _device(work.policy)):
         sums = backward(outer, feed.step(index), work.goal, n_units=n_units, ranks=work.ranks)
     norm = clip(work.policy, config.optim.clip)

@@ -97,7 +97,7 @@ def _pair_rewards(outcome: PairLoss, record: Any) -> Sums:
     right = (margin > 0).to(margin.dtype).masked_fill(margin == 0, 0.5)
     if isinstance(record, RefPairs):
         # a policy that rounding alone sets apart from its reference prefers nothing: it counts one half
-        eps = 4 * torch.finfo(margin.dtype).eps
+        eps = 4 * torch.finfo(torch.float32).eps  # of a token's log-prob, whatever it is summed in
         still = [
             (logp - ref).abs() <= eps * (logp.abs() + ref.abs()) for logp, ref in zip(record[:2], record[2:4], strict=True)
         ]

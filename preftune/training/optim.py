@@ -11,8 +11,14 @@ from preftune.config import Optim
 
 
 def make_optimizer(policy: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW over the trainable weights; norms and biases are not decayed."""
+    """AdamW over the trainable weights; norms and biases are not decayed.
+
+    Gradients are made here and zeroed in place later: made anew in each step they would stand scattered among activations,
+    and on a CPU the memory between them would be lost to the next.
+    """
     trainable = [p for p in policy.parameters() if p.requires_grad]
+    for p in trainable:
+        p.grad = torch.zeros_like(p)
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},

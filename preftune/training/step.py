@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from preftune.engine.batch import Batch
 from preftune.engine.distribution import Predictions, kl, log_collision
+from preftune.engine.inplace import gradients_in_place
 from preftune.losses.objective import Objective, Outcome, Records, losses_of
 from preftune.losses.records import Mismatched, OnPolicy, SequentialKL
 from preftune.training.assemble import Scored, Whole, build
@@ -58,7 +59,8 @@ def backward(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, n_units:
             scored = _scored(policy, micro, step.read)
             loss, outcomes = step.loss(build(step.read, scored), i)
             # DistributedDataParallel averages over ranks: the factor undoes that
-            (loss * (micro.weight * ranks.world)).backward()
+            with gradients_in_place(ranks.world == 1):
+                (loss * (micro.weight * ranks.world)).backward()
         scored = Scored(micro.batch, scored.logps.detach(), micro.ref_logps)
         add(sums, measure_losses(goal, outcomes) | measure_batch(goal, scored), micro.weight)
     return sums

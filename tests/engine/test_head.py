@@ -10,6 +10,7 @@ from torch import Tensor
 
 from preftune.engine import head as module
 from preftune.engine.head import HeadShape, token_logps
+from preftune.engine.inplace import gradients_in_place
 
 
 def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, shape: HeadShape) -> Tensor:
@@ -36,14 +37,17 @@ def inputs(n: int = 11, width: int = 7, vocab: int = 13, *, bias: bool = True, s
     bias=st.booleans(),
     scale=st.sampled_from([1.0, 0.3, 4.0]),
     softcap=st.sampled_from([None, 2.0, 30.0]),
-    block=st.sampled_from([1, 13, 40, 1 << 24]),
-    kept=st.sampled_from([0, 26, 70, 1 << 26]),
+    tile=st.sampled_from([1, 13, 40, 1 << 24]),
+    rows=st.sampled_from([1, 3, 5, 1 << 10]),
+    keep=st.sampled_from([0, 300, 1 << 26]),
+    in_place=st.booleans(),
     frozen=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_values_and_gradients_equal_log_softmax(
-    n: int, bias: bool, scale: float, softcap: float | None, block: int, kept: int, frozen: bool, seed: int
-) -> None:
+    n: int, bias: bool, scale: float, softcap: float | None, tile: int, rows: int, keep: int, in_place: bool, frozen: bool,
+    seed: int,
+) -> None:  # fmt: skip
     hidden, weight, b, target = inputs(n, bias=bias, seed=seed)
     shape = HeadShape(scale, softcap)
     for x in (weight, b):
@@ -53,10 +57,15 @@ def test_values_and_gradients_equal_log_softmax(
     expected = plain(hidden, weight, b, target, shape)
     out = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_ELEMENTS", block)
-        patch.setattr(module, "_KEPT_ELEMENTS", kept)
-        got = token_logps(hidden, weight, target, bias=b, shape=shape)
-        found = torch.autograd.grad(got, leaves, out)
+        patch.setattr(module, "_TILE_ELEMENTS", tile)
+        patch.setattr(module, "_TILE_ROWS", rows)
+        got = token_logps(hidden, weight, target, bias=b, shape=shape, keep=keep)
+        if in_place:
+            with gradients_in_place():
+                got.backward(out)
+            found = tuple(x.grad for x in leaves)
+        else:
+            found = torch.autograd.grad(got, leaves, out)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     for a, e in zip(found, torch.autograd.grad(expected, leaves, out), strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=1e-10)
@@ -64,7 +73,7 @@ def test_values_and_gradients_equal_log_softmax(
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_gradcheck(softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 26)
+    monkeypatch.setattr(module, "_TILE_ELEMENTS", 26)
     hidden, weight, bias, target = inputs(5)
 
     def call(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -90,6 +99,27 @@ def test_a_tied_weight_gets_both_gradients() -> None:
     tied, weight.grad = weight.grad, None
     plain(weight[tokens].tanh(), weight, None, target, HeadShape()).sum().backward()
     torch.testing.assert_close(tied, weight.grad, rtol=0, atol=1e-12)
+
+
+def test_kept_or_made_again_is_the_same_bit_for_bit_and_twice_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TILE_ELEMENTS", 26)
+    *leaves, target = inputs()
+    found = []
+    for keep in (0, 200, 1 << 20):
+        logps = token_logps(leaves[0], leaves[1], target, bias=leaves[2], keep=keep)
+        found += [torch.autograd.grad(logps.sum(), leaves, retain_graph=True) for _ in range(2)]
+    for again in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(again, found[0], strict=True))
+
+
+def test_in_place_adds_to_what_is_there_and_makes_no_buffer_of_its_own() -> None:
+    hidden, weight, _, target = inputs()
+    token_logps(hidden, weight, target).sum().backward()
+    once, buffer = weight.grad.clone(), weight.grad
+    with gradients_in_place():
+        token_logps(hidden, weight, target).sum().backward()
+    assert weight.grad is buffer
+    torch.testing.assert_close(weight.grad, 2 * once, rtol=0, atol=1e-12)
 
 
 def test_without_gradients_the_same_values() -> None:
@@ -124,7 +154,7 @@ def test_logits_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
             return result
 
     hidden, weight, bias, target = inputs(3000, 4, 500)
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 20_000)
+    monkeypatch.setattr(module, "_TILE_ELEMENTS", 20_000)
     with Largest() as largest:
         token_logps(hidden, weight, target, bias=bias, shape=HeadShape(1.1, 5.0)).sum().backward()
     assert largest.n <= 20_000, "3000 × 500 logits would be 1.5 million"
