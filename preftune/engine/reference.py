@@ -38,10 +38,18 @@ def default_cache() -> Path:
 
 def response_key(prompt: NDArray[np.int32], branch: Branch) -> bytes:
     """16 bytes that name the log-probs of `branch` after `prompt`: all token ids and which of them are scored."""
-    digest = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=16)
-    for part in (prompt.astype("<i4"), branch.ids.astype("<i4"), branch.scored.astype(np.uint8)):
-        digest.update(part.tobytes())
-    return digest.digest()
+    return next(_keys(prompt, [branch]))
+
+
+def _keys(prompt: NDArray[np.int32], branches: Sequence[Branch]) -> Iterator[bytes]:
+    """`response_key` of each branch; the prompt is hashed once."""
+    opened = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=16)
+    opened.update(prompt.astype("<i4", copy=False).tobytes())
+    for branch in branches:
+        digest = opened.copy()
+        digest.update(branch.ids.astype("<i4", copy=False).tobytes())
+        digest.update(branch.scored.tobytes())
+        yield digest.digest()
 
 
 def reference_store(cache: Path, identity: str) -> Store:
@@ -51,7 +59,7 @@ def reference_store(cache: Path, identity: str) -> Store:
 
 def keys_of(trees: Sequence[Tree]) -> list[bytes]:
     """The key of every response, tree by tree."""
-    return [response_key(tree.prompt, branch) for tree in trees for branch in tree.branches]
+    return [key for tree in trees for key in _keys(tree.prompt, tree.branches)]
 
 
 def missing(store: Store, trees: Sequence[Tree]) -> list[int]:

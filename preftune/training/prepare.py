@@ -262,21 +262,25 @@ def score_reference(
     todo = missing(store, mine)
     for file in store.damaged:
         yield Said("warning", f"{file}: damaged reference log-probs, set aside and scored again")
-    model = policy
-    if frozen != start:
-        assert config.reference is not None
-        other = load_model(resolve(config.reference), dtype=precision.weights)
-        check_vocabulary(other, tokenizer, f"reference={config.reference}")
-        model = Policy.choose(other.to(next(policy.parameters()).device), trees, autocast=precision.autocast)
-    with policy.adapter_off() if config.lora.r else nullcontext():
-        for done in fill(store, model, mine, todo, budget=config.batch.tokens_per_microbatch):
-            yield Progress("reference", done, len(todo))
+    if frozen == start or todo:  # another model is not even loaded where all of its log-probs are there
+        model = policy if frozen == start else _other(config, policy, precision, trees, tokenizer)
+        with policy.adapter_off() if config.lora.r else nullcontext():
+            for done in fill(store, model, mine, todo, budget=config.batch.tokens_per_microbatch):
+                yield Progress("reference", done, len(todo))
     ranks.barrier()
     if ranks.world > 1:
         store = reference_store(cache, frozen)
     n = sum(len(t.branches) for t in trees)
     yield Said("reference", f"{n} reference responses, {'read from' if not todo else 'scored into'} {store.folder}")
     yield Reference(store, frozen == start)
+
+
+def _other(config: Config, policy: Policy, precision: Precision, trees: Sequence[Tree], tokenizer: Any) -> Policy:
+    """The model that `reference` names, on the policy's device."""
+    assert config.reference is not None
+    other = load_model(resolve(config.reference), dtype=precision.weights)
+    check_vocabulary(other, tokenizer, f"reference={config.reference}")
+    return Policy.choose(other.to(next(policy.parameters()).device), trees, autocast=precision.autocast)
 
 
 def check_resumable(run: Run, config: Config) -> None:

@@ -17,7 +17,7 @@ from preftune.config import Config
 from preftune.errors import ConfigError, ModelError, PreftuneError, StorageError
 from preftune.run import Run
 from preftune.training.loop import Evaluated, Saved, Step
-from preftune.training.prepare import Progress, Said
+from preftune.training.prepare import Said
 
 
 def train(world: World, out: Path, **more: Any) -> Run:
@@ -258,20 +258,41 @@ def test_the_template_of_the_run_goes_with_the_model(world: World, tmp_path: Pat
     assert [r["logp_sum"] for r in rows] == [r["logp_sum"] for r in same]
 
 
-def test_a_second_run_scores_no_reference(world: World, tmp_path: Path) -> None:
-    def scored(name: str, **more: Any) -> int:
-        events: list[Any] = []
-        settings = world.settings(tmp_path / name, cache=str(tmp_path / "cache"), steps=1, **more)
-        preftune.train(settings, quiet=True, on_event=events.append)
-        return sum(isinstance(e, Progress) for e in events)
+def test_a_second_run_scores_no_reference(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in passes through the reference: one over two examples checks what is stored, and tokens are not made again."""
+    from preftune.data.template import Renderer
+    from preftune.engine import reference, score
+    from preftune.training import prepare
 
-    assert scored("first") > 0
+    n: dict[str, int] = {}
+
+    def count(owner: Any, name: str, what: str, of: Callable[..., int]) -> None:
+        wrapped = getattr(owner, name)
+
+        def counted(*arguments: Any) -> Any:
+            n[what] = n.get(what, 0) + of(*arguments)
+            return wrapped(*arguments)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(score, "score", "scored", lambda policy, trees: len(trees))
+    count(reference, "score", "checked", lambda policy, trees: len(trees))
+    count(Renderer, "tokenized", "tokenized", lambda renderer, examples: len(examples))
+    count(prepare, "_other", "loaded", lambda *arguments: 1)
+
+    def run(name: str, **more: Any) -> dict[str, int]:
+        n.clear()
+        train(world, tmp_path / name, cache=str(tmp_path / "cache"), steps=1, **more)
+        return dict(n)
+
+    assert run("first") == {"scored": 48, "tokenized": 48}
     for at, more in enumerate(
         ({"loss__beta": 0.5}, {"seed": 3}, {"loss__label_smoothing": 0.1}, {"lora__r": 2}, {"lora__r": 4}, {"optim__lr": 1e-4})
     ):
-        assert scored(f"again-{at}", **more) == 0, more
-    assert scored("longer", data=str(world.file("chat"))) > 0
-    assert scored("other", model=str(world.other)) > 0
+        assert run(f"again-{at}", **more) == {"checked": 2}, more
+    assert run("longer", data=str(world.file("chat"))) == {"scored": 48, "tokenized": 48}
+    assert run("other", model=str(world.other)) == {"scored": 48}, "its tokenizer is the same"
+    assert run("another reference", reference=str(world.other)) == {}, "not even loaded"
 
 
 def test_from_python_with_every_event(world: World, tmp_path: Path) -> None:
