@@ -421,6 +421,7 @@ def _objectives(tree: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, 
             continue
         try:
             entry["name"] = LOSSES.whole_name(entry.get("name"))
+            LOSSES[entry["name"]]  # a user's own is checked when it is loaded
         except ConfigError as error:
             wrong.append((f"{place}.name", str(error)))
     return () if wrong else tuple(e["name"] for e in entries), wrong

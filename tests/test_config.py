@@ -104,7 +104,7 @@ def test_an_unknown_name_proposes_the_nearest() -> None:
     assert refusal("loss.betta=0.1") == "command line: loss.betta: no such setting; did you mean loss.beta?"
     assert "did you mean optim.lr?" in refusal("lr=1e-6")
     assert "did you mean loss.beta?" in refusal("beta=0.2")
-    assert "did you mean eval.every or checkpoint.every?" in refusal("every=3")
+    assert "did you mean sync.every or eval.every or checkpoint.every?" in refusal("every=3")
     assert "`preftune config` lists them all" in refusal("zzzz=1")
 
 

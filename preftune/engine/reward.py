@@ -25,7 +25,7 @@ from preftune.model.lora import plain
 class RewardModel(Policy):
     """A sequence-classification model with one output as a scorer of forests; its paths are those of `Policy`."""
 
-    def forward(self, batch: Batch, *, as_packed: bool = False) -> Float[Tensor, "R"]:
+    def forward(self, batch: Batch, *, as_packed: bool = False) -> Float[Tensor, "R"]:  # type: ignore[override]  # no vocabulary
         """The score of every response of the batch, in the batch's order; float32, or float64 for a float64 model."""
         if self.path.alone or self._rotations_differ(batch):
             return torch.cat([self._scores(alone(batch, response)) for response in range(batch.n_responses)])

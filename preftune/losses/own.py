@@ -10,13 +10,14 @@ It is written like every objective of the package (see `preftune.losses.records`
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, TrainingError
 from preftune.losses import records
 from preftune.userfile import user_function
 
@@ -38,7 +39,31 @@ def load(name: str) -> Callable[..., Any]:
     file, _, function = name.rpartition(":")
     if problem := _problem(objective):
         raise ConfigError(f"{file}:{objective.__code__.co_firstlineno}: {function}: {problem}")
-    return objective
+
+    @wraps(objective)
+    def watched(*taken: Any, **parameters: Any) -> Any:
+        try:
+            outcome = objective(*taken, **parameters)
+        except Exception as error:
+            line = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file][-1:]
+            raise TrainingError(f"{file}:{line[0] if line else 1}: {function}: {type(error).__name__}: {error}") from None
+        if problem := _wrong_outcome(outcome, taken[0]):
+            raise TrainingError(f"{file}:{objective.__code__.co_firstlineno}: {function}: {problem}")
+        return outcome
+
+    return watched
+
+
+def _wrong_outcome(outcome: Any, units: Any) -> str:
+    """What is wrong with what an objective returned for these units; "" for nothing."""
+    losses = outcome.loss if isinstance(outcome, records.PairLoss | records.ResponseLoss) else outcome
+    n_units = len(units.list_size if isinstance(units, records.Ranked) else units[0])
+    if isinstance(losses, Tensor) and losses.shape == (n_units,):
+        return ""
+    got = f"a tensor of shape {list(losses.shape)}" if isinstance(losses, Tensor) else f"{type(losses).__name__}"
+    return (
+        f"expected one loss for each of the {n_units} units, a tensor of shape [{n_units}]; got {got} (the mean is taken later)"
+    )
 
 
 def _problem(function: Callable[..., Any]) -> str:

@@ -153,7 +153,7 @@ class _Step:
                 share = losses_of(outcome).sum() * (objective.weight / max(n, 1))
             shares.append(share)
             outcomes.append((outcome, record))
-        return torch.stack(shares).sum(), outcomes
+        return torch.stack([share.double() for share in shares]).sum(), outcomes
 
     def draw_again(self, i: int) -> None:
         """Dropout of micro-batch `i` as it was when it was read for the whole step."""
@@ -170,7 +170,7 @@ class _Over(NamedTuple):
     def share(self, whole: Whole, record: type, found: Records, i: int) -> tuple[Tensor, Outcome, Any]:
         """A scalar whose gradient is that of the step's loss for micro-batch `i`, and its part of outcome and record."""
         parts = [(found[r][f], slope[whole.span(r, i, f)]) for (r, f), slope in self.slopes.items()]
-        total = torch.stack([(field[: len(slope)] * slope).sum() for field, slope in parts]).sum()
+        total = torch.stack([(field[: len(slope)] * slope).double().sum() for field, slope in parts]).sum()
         at = whole.span(record, i)
         outcome = self.outcome[at] if isinstance(self.outcome, Tensor) else type(self.outcome)(*(f[at] for f in self.outcome))
         return total, outcome, record(*(f[whole.span(record, i, n)] for n, f in enumerate(whole.records[record])))
