@@ -217,6 +217,13 @@ class Config(Section):
         setting("auto: fp32 weights, bf16 autocast on a GPU that has it; pure_bf16: bf16 weights too (small updates are lost)"),
     ] = "auto"
     device: Annotated[Text, setting("auto, cpu, cuda, cuda:1, …")] = "auto"
+    compile: Annotated[
+        bool,
+        setting("run decoder layers through torch.compile: the first steps take a minute longer, the others less on a GPU"),
+    ] = False
+    deterministic: Annotated[
+        bool, setting("on a GPU: only kernels that add in a fixed order, so that a resumed run is equal bit for bit; slower")
+    ] = False
     cache: Annotated[Text | None, setting("folder of reference log-probs; null: ~/.cache/preftune")] = None
     trackers: Annotated[list[Literal["tensorboard", "wandb"]], setting("also write the metrics there")] = Field(
         default_factory=list

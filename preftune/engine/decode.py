@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from preftune.model.lora import plain
+from preftune.model.lora import autocast_of, plain
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Reader:
         self.model, self.path, self.pad_id = model, path, pad_id
         self.base, self.context = plain(model), context(model)
         self.cache: Any = None
+        self.autocast = autocast_of(model)
         self.device = self.base.get_input_embeddings().weight.device
         self.accepts = inspect.signature(self.base.forward).parameters
 
@@ -96,7 +98,8 @@ class Reader:
         arguments["logits_to_keep"] = 1
         # An architecture that takes no positions needs none. One that takes no mask or no cache computes something else without
         # them, which `measured_reader` notices.
-        logits: Tensor = self.model(**{name: value for name, value in arguments.items() if name in self.accepts}).logits
+        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
+            logits: Tensor = self.model(**{name: value for name, value in arguments.items() if name in self.accepts}).logits
         return logits[:, -1]
 
 
@@ -149,5 +152,6 @@ def _inexact(reader: Reader, plain: Reader, prompt: NDArray[np.int32]) -> str:
             expected = plain.start([ids[: len(ids) - n_steps + t]])[0].double().cpu().log_softmax(-1)
             difference = (logits[n].double().cpu().log_softmax(-1) - expected).abs()
             worst = max(worst, float((expected.exp() * difference).sum()))
-    bound = 1e-4 if next(reader.model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+    products = reader.autocast or next(reader.model.parameters()).dtype
+    bound = 1e-4 if products in (torch.float32, torch.float64) else 0.1
     return "" if worst <= bound else f"log-probs differ by {worst:.2g} nats, which rounding (up to {bound}) does not explain"

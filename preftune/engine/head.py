@@ -30,6 +30,11 @@ from preftune.engine.linear import product_t
 _TILE_ELEMENTS = 1 << 22
 _TILE_ROWS = 1 << 10
 _KEEP_BYTES = 1 << 28
+# A GPU has no cache to fit into, and wants large products: 512 MiB in float32, 2 GiB of bf16 probabilities.
+_GPU_TILE_ELEMENTS = 1 << 27
+_GPU_TILE_ROWS = 1 << 12
+_GPU_KEEP_BYTES = 1 << 31
+_WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")  # of half precision, left in float32 as they were summed: CUDA alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,15 @@ def token_logps(
     *,
     bias: Float[Tensor, "V"] | None = None,
     shape: HeadShape = HeadShape(),
-    keep: int = _KEEP_BYTES,
+    keep: int | None = None,
 ) -> Float[Tensor, "S"]:
     """Log-probability of each target in nats: float32, or float64 for a float64 model.
 
-    keep: bytes of probabilities that may be held until the backward pass; the values are the same whatever it is.
+    keep: bytes of probabilities that may be held until the backward pass, None for what is usual on the device; the values are
+    the same whatever it is.
     """
+    if keep is None:
+        keep = _GPU_KEEP_BYTES if hidden.is_cuda else _KEEP_BYTES
     leaves = (hidden, weight, bias)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves):
         return _Logps.apply(hidden, weight, bias, target, shape, keep)  # type: ignore[no-any-return, no-untyped-call]
@@ -81,14 +89,18 @@ class _Head(NamedTuple):
 
     def tiles(self, n_rows: int) -> Iterator[tuple[slice, list[slice]]]:
         """Rows, and with each of these the parts of the vocabulary. Parts of rows are about equally long."""
-        (vocabulary, width), n = self.weight.shape, math.ceil(n_rows / _TILE_ROWS)
+        cuda = self.weight.is_cuda
+        (vocabulary, width), n = self.weight.shape, math.ceil(n_rows / (_GPU_TILE_ROWS if cuda else _TILE_ROWS))
         for rows in (slice(n_rows * i // n, n_rows * (i + 1) // n) for i in range(n)):
-            size = max(1, _TILE_ELEMENTS // max(rows.stop - rows.start, width))
+            size = max(1, (_GPU_TILE_ELEMENTS if cuda else _TILE_ELEMENTS) // max(rows.stop - rows.start, width))
             yield rows, [slice(at, min(at + size, vocabulary)) for at in range(0, vocabulary, size)]
 
     def logits(self, hidden: Float[Tensor, "R D"], part: slice) -> Float[Tensor, "R C"]:
         """Logits of some rows for a part of the vocabulary, in float32 or better."""
-        logits = product_t(hidden, self.weight[part])
+        if _WIDE_PRODUCTS and hidden.is_cuda and hidden.dtype in (torch.float16, torch.bfloat16):
+            logits = torch.mm(hidden, self.weight[part].T, out_dtype=torch.float32)
+        else:
+            logits = product_t(hidden, self.weight[part])
         if self.bias is not None:
             logits += self.bias[part]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -63,7 +63,8 @@ class Policy(nn.Module):
         wanted = path.attention if path.layout == "forest" else own_attention(model)
         if wanted != plain(model).config._attn_implementation:
             plain(model).set_attn_implementation(wanted)
-        use_fast_products(model, path.head == "own")
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        use_fast_products(model, path.head == "own" and on_cpu)
         self._longest_together = _longest_together(plain(model).config)
 
     def forward(

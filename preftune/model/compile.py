@@ -6,6 +6,8 @@ from batch to batch, and its kernels are compiled already.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -21,6 +23,19 @@ def use_compiled_layers(model: Any, on: bool) -> None:
             layer.compile(dynamic=True)
         else:
             layer._compiled_call_impl = None
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Inside, no layer is compiled: decoding has another shape at every token."""
+    compiled = [(module, code) for module in model.modules() if (code := module._compiled_call_impl) is not None]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, code in compiled:
+            module._compiled_call_impl = code
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

@@ -50,6 +50,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def use_deterministic(on: bool) -> None:
+    """Only kernels that add in a fixed order from here on (a CPU's do); one that cannot raises RuntimeError and says so.
+
+    Before the first product on a GPU: cuBLAS reads its setting then.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    # nothing here reads memory before it is written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """`x` on `device`. From the host to a GPU through pinned memory, so that nobody waits for the copy."""
     if device.type == "cuda" and x.device.type == "cpu":

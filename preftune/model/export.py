@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.files import storage, sync_folder
-from preftune.model.lora import is_lora, plain
+from preftune.model.lora import autocast_of, is_lora, plain, uncast_frozen
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, chat_template: str | None = None, merge: bool = False) -> None:
@@ -68,7 +68,10 @@ def merged(model: Any) -> Any:
     """A copy of a LoRA model with the adapters added into its weights; `model` itself stays as it is."""
     import copy
 
-    return copy.deepcopy(model).merge_and_unload()
+    twin = copy.deepcopy(model)
+    if autocast_of(twin):
+        uncast_frozen(twin)
+    return twin.merge_and_unload()
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -49,17 +49,40 @@ def add_lora(model: Any, lora: Lora, *, base: str, seed: int) -> Any:
     return peft
 
 
-def cast_frozen(model: Any, dtype: torch.dtype) -> None:
+def cast_frozen(model: Any, dtype: torch.dtype, *, exactly: bool = False) -> None:
     """Stores the frozen matrices of linear layers in `dtype`, that of autocast, which would cast them before each product.
 
     Products are the same to the last bit, at half the memory and without the copies. What autocast leaves in float32
-    (embeddings, norms, adapters) stays, and so does a head that shares its weight with the embedding.
+    (embeddings, norms, adapters) stays, and so does a head that shares its weight with the embedding. From now on the model
+    runs under autocast alone (`autocast_of`).
+
+    exactly: only matrices that lose nothing by it, as those of a model that was published in `dtype`, so that adapters can be
+    merged into what the base was.
     """
+    model._preftune_autocast = dtype
     shared = plain(model).get_input_embeddings().weight
     for module in model.modules():
-        if type(module) is torch.nn.Linear and not module.weight.requires_grad and module.weight is not shared:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+        if type(module) is not torch.nn.Linear or module.weight.requires_grad or module.weight is shared:
+            continue
+        for parameter in module.parameters(recurse=False):
+            cast = parameter.data.to(dtype)
+            if not exactly or torch.equal(cast.to(parameter.dtype), parameter.data):
+                parameter.data = cast
+
+
+def autocast_of(model: Any) -> torch.dtype | None:
+    """The dtype of autocast that a model needs after `cast_frozen`; None where it runs as it is."""
+    found: torch.dtype | None = getattr(model, "_preftune_autocast", None)
+    return found
+
+
+def uncast_frozen(model: Any) -> None:
+    """Undoes `cast_frozen`, so that what is added to the matrices is not rounded to their dtype."""
+    usual = plain(model).get_input_embeddings().weight.dtype
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.to(usual)
+    model._preftune_autocast = None
 
 
 @contextmanager

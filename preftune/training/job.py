@@ -32,7 +32,8 @@ from preftune.errors import ConfigError, Interrupted, PreftuneError, StorageErro
 from preftune.files import storage, write_atomic
 from preftune.generate import Sampling, sample
 from preftune.losses.objective import goal_of
-from preftune.model.device import pick_device
+from preftune.model.compile import eager
+from preftune.model.device import pick_device, use_deterministic
 from preftune.model.export import save_model
 from preftune.model.load import open_renderer, quiet_transformers
 from preftune.run import Run
@@ -82,6 +83,7 @@ def run_job(config: Config, *, resume: bool = False) -> Iterator[JobEvent]:
     require(config)
     config = config.resolved()
     device = pick_device(config.device)
+    use_deterministic(config.deterministic)
     ranks = join(device)
     run = _folder(config, resume, ranks)
     quiet_transformers()
@@ -268,7 +270,8 @@ def _samples(run: Run, config: Config, policy: Any, renderer: Any, asked: list[A
     examples, prompts = [e for e, _ in asked], [ids for _, ids in asked]
     settings = Sampling(temperature=config.samples.temperature, max_tokens=config.samples.max_tokens, seed=config.seed)
     try:
-        replies = sample(policy.model, prompts, settings, stop_ids=renderer.stop_ids, pad_id=renderer.end_of_turn)
+        with eager(policy.model):
+            replies = sample(policy.model, prompts, settings, stop_ids=renderer.stop_ids, pad_id=renderer.end_of_turn)
     except PreftuneError as error:  # a prompt that leaves no room to answer must not cost a run
         yield Said("warning", f"no samples {when} training: {error}")
         return

@@ -27,10 +27,11 @@ from preftune.engine.policy import Policy
 from preftune.engine.reference import default_cache, fill, keys_of, missing, reference_store
 from preftune.errors import ConfigError, DataError, ModelError, nearest
 from preftune.losses.records import SequentialKL
+from preftune.model.compile import use_compiled_layers
 from preftune.model.device import Precision, precision_of
 from preftune.model.identity import identity
 from preftune.model.load import check_vocabulary, load_model, resolve
-from preftune.model.lora import add_lora
+from preftune.model.lora import add_lora, cast_frozen
 from preftune.run import Run
 from preftune.training.dist import Ranks
 from preftune.training.material import Material, material
@@ -226,7 +227,11 @@ def load_policy(config: Config, renderer: Renderer, trees: Sequence[Tree], devic
     if config.lora.r:
         base = str(resolve(config.model).resolve()) if Path(config.model).expanduser().exists() else config.model
         model = add_lora(model, config.lora, base=base, seed=config.seed).to(device)
+        if precision.autocast is not None:
+            cast_frozen(model, precision.autocast, exactly=config.lora.merge)
         policy = Policy(model, policy.path, autocast=precision.autocast)
+    if config.compile:
+        use_compiled_layers(model, True)
     return policy, precision
 
 

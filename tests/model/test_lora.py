@@ -162,3 +162,23 @@ def test_a_frozen_base_in_half_precision_gives_the_same_bits_under_autocast(tied
     assert kinds["embed_tokens"] == kinds["norm"] == torch.float32, "what autocast leaves alone"
     assert kinds.get("lm_head", torch.float32) == (torch.float32 if tied else torch.bfloat16)
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+def test_what_would_be_rounded_stays_where_adapters_are_to_be_merged() -> None:
+    from preftune.model.lora import cast_frozen
+
+    base = tiny.model("llama", dtype=torch.float32)
+    base._preftune_inference_attention = "sdpa"
+    with torch.no_grad():
+        for p in base.model.layers[0].parameters():
+            p.copy_(p.bfloat16())  # as a model that was published so
+    model = add_lora(base, Lora(r=4), base="base", seed=0)
+    expected = merged(model).state_dict()
+    cast_frozen(model, torch.bfloat16, exactly=True)
+    kinds = [layer.mlp.down_proj.base_layer.weight.dtype for layer in plain(model).model.layers]
+    assert kinds == [torch.bfloat16, torch.float32]
+    found = merged(model).state_dict()
+    assert all(found[n].dtype == x.dtype and torch.equal(found[n], x) for n, x in expected.items())
+    assert plain(model).model.layers[0].mlp.down_proj.base_layer.weight.dtype == torch.bfloat16, (
+        "the model itself is left alone"
+    )

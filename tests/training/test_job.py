@@ -389,3 +389,26 @@ def test_a_folder_that_was_there_keeps_what_is_not_ours(world: World, tmp_path: 
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
     train(world, tmp_path / "run", steps=1)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_lora_over_a_base_in_half_precision_changes_no_bit(
+    world: World, tmp_path: Path, merge: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under autocast its matrices would be rounded before each product anyway; what is merged is not rounded."""
+    from safetensors.torch import load_file
+
+    from preftune.training import prepare
+
+    settings = {"lora__r": 4, "precision": "bf16", "lora__merge": merge, "steps": 3}
+    cast = train(world, tmp_path / "cast", **settings)
+    monkeypatch.setattr(prepare, "cast_frozen", lambda model, dtype, exactly: None)
+    usual = train(world, tmp_path / "usual", **settings)
+    seconds = {"seconds", "tokens_per_second"}
+    for a, b in zip(cast.metrics(split="train"), usual.metrics(split="train"), strict=True):
+        assert {k: v for k, v in a.items() if k not in seconds} == {k: v for k, v in b.items() if k not in seconds}
+    for folder in ("model", "merged") if merge else ("model",):
+        mine, theirs = (load_file(next(getattr(run, folder).glob("*.safetensors"))) for run in (cast, usual))
+        assert mine.keys() == theirs.keys()
+        assert all(a.dtype == theirs[n].dtype and torch.equal(a, theirs[n]) for n, a in mine.items())
+    assert len(cast.samples()) == len(usual.samples()) > 0
