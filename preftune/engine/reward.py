@@ -9,7 +9,7 @@ section 2.1), which is what transformers' `…ForSequenceClassification` compute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from preftune.data.types import Tree
 from preftune.engine.batch import Batch, alone, pack
+from preftune.engine.distribution import Predictions
 from preftune.engine.policy import Policy
 from preftune.model.lora import plain
 
@@ -25,8 +26,11 @@ from preftune.model.lora import plain
 class RewardModel(Policy):
     """A sequence-classification model with one output as a scorer of forests; its paths are those of `Policy`."""
 
-    def forward(self, batch: Batch, *, as_packed: bool = False) -> Float[Tensor, "R"]:  # type: ignore[override]  # no vocabulary
+    def forward(
+        self, batch: Batch, *, as_packed: bool = False, beside: Sequence[Callable[[Predictions], Tensor]] = ()
+    ) -> Float[Tensor, "R"]:
         """The score of every response of the batch, in the batch's order; float32, or float64 for a float64 model."""
+        assert not beside, "a reward model predicts no tokens"
         if self.path.alone or self._rotations_differ(batch):
             return torch.cat([self._scores(alone(batch, response)) for response in range(batch.n_responses)])
         return self._scores(batch)

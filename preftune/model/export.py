@@ -50,6 +50,9 @@ def _clear_up(folder: Path) -> None:
 def _any_generation_config(model: Any, folder: Path) -> Iterator[None]:
     """Keeps a generation config that contradicts itself, as published models have them: transformers refuses to save it."""
     base = plain(model)
+    if not hasattr(base, "generation_config"):  # a reward model writes nothing
+        yield
+        return
     own = base.generation_config
     try:
         own.validate(strict=True)

@@ -28,6 +28,7 @@ import preftune
 from preftune.config import Config
 from preftune.data.template import Renderer
 from preftune.data.write import plain
+from preftune.engine.reward import RewardModel
 from preftune.errors import ConfigError, Interrupted, PreftuneError, StorageError
 from preftune.files import storage, write_atomic
 from preftune.generate import Sampling, sample
@@ -170,7 +171,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
         check_same_data(run, data)
     yield from data.notes
     trees = data.trees
-    policy, precision = load_policy(config, renderer, trees, device)
+    policy, precision = load_policy(config, renderer, trees, device, goal)
     yield Said("model", _describe(policy, precision))
     yield Said("path", policy.path.why)
     if ranks.main and not going_on:
@@ -265,7 +266,7 @@ def _take_best(work: Work) -> Said:
 
 def _samples(run: Run, config: Config, policy: Any, renderer: Any, asked: list[Any], when: str) -> Iterator[JobEvent]:
     """Answers the fixed prompts and writes them to samples.jsonl in the place of former ones of the same time."""
-    if not asked:
+    if not asked or isinstance(policy, RewardModel):  # which writes no answers
         return
     examples, prompts = [e for e, _ in asked], [ids for _, ids in asked]
     settings = Sampling(temperature=config.samples.temperature, max_tokens=config.samples.max_tokens, seed=config.seed)

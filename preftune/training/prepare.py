@@ -25,13 +25,15 @@ from preftune.data.tokens import Kept, tokenization_identity
 from preftune.data.types import Example, Tree
 from preftune.engine.policy import Policy
 from preftune.engine.reference import default_cache, fill, keys_of, missing, reference_store
+from preftune.engine.reward import RewardModel
 from preftune.errors import ConfigError, DataError, ModelError, nearest
-from preftune.losses.records import SequentialKL
+from preftune.losses.records import Scores, SequentialKL
 from preftune.model.compile import use_compiled_layers
 from preftune.model.device import Precision, precision_of
 from preftune.model.identity import identity
-from preftune.model.load import check_vocabulary, load_model, resolve
+from preftune.model.load import check_vocabulary, is_reward_model, load_model, resolve
 from preftune.model.lora import add_lora, cast_frozen
+from preftune.model.reward import load_reward_model, set_padding, with_scalar_head
 from preftune.run import Run
 from preftune.training.dist import Ranks
 from preftune.training.material import Material, material
@@ -217,22 +219,49 @@ def _counts(datasets: dict[str, Dataset], data: Data, renderer: Renderer, unused
     }
 
 
-def load_policy(config: Config, renderer: Renderer, trees: Sequence[Tree], device: torch.device) -> tuple[Policy, Precision]:
-    """The model on its device, with adapters if asked for, scored by the path that was measured exact on `trees`."""
+def load_policy(
+    config: Config, renderer: Renderer, trees: Sequence[Tree], device: torch.device, goal: Goal
+) -> tuple[Policy, Precision]:
+    """The model on its device, with adapters if asked for, scored by the path that was measured exact on `trees`.
+
+    For objectives on scores it is a reward model: the folder's own, or the language model there with a new head.
+    """
     assert config.model is not None
     precision = precision_of(config.precision, device)
-    model = load_model(resolve(config.model), dtype=precision.weights).to(device)
+    kind = RewardModel if learns_scores(goal) else Policy
+    folder = resolve(config.model)
+    if kind is Policy:
+        model = load_model(folder, dtype=precision.weights)
+    else:
+        model = _reward_model(folder, precision.weights, config.seed)
+        set_padding(model, renderer.tokenizer, never=renderer.end_of_turn)
+    model = model.to(device)
     check_vocabulary(model, renderer.tokenizer, config.model)
-    policy = Policy.choose(model, trees, autocast=precision.autocast)
+    policy = kind.choose(model, trees, autocast=precision.autocast)
     if config.lora.r:
-        base = str(resolve(config.model).resolve()) if Path(config.model).expanduser().exists() else config.model
+        base = str(folder.resolve()) if Path(config.model).expanduser().exists() else config.model
         model = add_lora(model, config.lora, base=base, seed=config.seed).to(device)
         if precision.autocast is not None:
             cast_frozen(model, precision.autocast, exactly=config.lora.merge)
-        policy = Policy(model, policy.path, autocast=precision.autocast)
+        policy = kind(model, policy.path, autocast=precision.autocast)
     if config.compile:
         use_compiled_layers(model, True)
     return policy, precision
+
+
+def _reward_model(folder: Path, dtype: torch.dtype, seed: int) -> Any:
+    if is_reward_model(folder):
+        return load_reward_model(folder, dtype=dtype)
+    return with_scalar_head(load_model(folder, dtype=dtype), seed=seed)
+
+
+def learns_scores(goal: Goal) -> bool:
+    """Whether what is trained is a reward model. Raises ConfigError where other objectives stand beside it."""
+    scoring = [Scores in o.units for o in goal]
+    if any(scoring) and not all(scoring):
+        names = ", ".join(o.name for o in goal)
+        raise ConfigError(f"loss: {names}: a reward model has scores and no log-probs; train it by itself")
+    return any(scoring)
 
 
 def cache_of(config: Config) -> Path:
