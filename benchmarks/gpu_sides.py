@@ -164,7 +164,7 @@ def _steps(side: Side, model: Any, trees: Sequence[Tree], run: Run) -> Result:
     try:
         for index, (step, known) in enumerate(zip(micros, reference, strict=True)):
             began = time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=False)
             sums = backward(scorer, map(Micro, map(policy.pack, step), known), goal, n_units=[run.pairs])
             metrics, _ = to_host(goal, sums, Ranks(), clip(policy, 1.0), watch.moved())
             optimizer.step()
