@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from preftune import cli_data
+from preftune import cli_data, cli_judge
 from preftune.errors import ConfigError, PreftuneError
 
 app = typer.Typer(
@@ -244,7 +244,7 @@ def check(
     print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.as_text())
 
 
-for _name, _verb in cli_data.VERBS.items():
+for _name, _verb in (*cli_data.VERBS.items(), *cli_judge.VERBS.items()):
     app.command(_name)(_verb)
 
 

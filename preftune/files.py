@@ -50,6 +50,11 @@ def _os_error(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def default_cache() -> Path:
+    """~/.cache/preftune, or where XDG_CACHE_HOME points."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune"
+
+
 def make_folder(path: Path) -> Path:
     """`path` as a folder that can be written to. Raises StorageError."""
     with storage(path, "create this folder"):

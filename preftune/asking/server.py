@@ -143,7 +143,8 @@ class Server:
         raise error
 
     def _judge_status(self, error: Any, backoff: float) -> tuple[str, float | None]:
-        status, said = error.status_code, self._clean(_first_line(error))
+        told = error.body.get("message") if isinstance(error.body, dict) else None
+        status, said = error.status_code, self._clean(told if isinstance(told, str) else _first_line(error))
         broke = status == 429 and "insufficient_quota" in said
         if status in _FATAL or broke:
             what = "no credit" if broke else _FATAL[status]

@@ -12,7 +12,6 @@ A pass that Ctrl-C stops goes on where it was, a killed one where its last file 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,11 +28,6 @@ from preftune.errors import StorageError, TrainingError
 from preftune.model.device import to_device
 
 _SHARD_RESPONSES = 4096
-
-
-def default_cache() -> Path:
-    """~/.cache/preftune, or where XDG_CACHE_HOME points."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune"
 
 
 def response_key(prompt: NDArray[np.int32], branch: Branch) -> bytes:

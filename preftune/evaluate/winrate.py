@@ -38,7 +38,8 @@ class WinRate(NamedTuple):
 
 def win_rate(preferences: Sequence[float | None]) -> WinRate:
     """The figures over all preferences that are a number from 0 to 1; the others are dropped and counted."""
-    kept = np.array([p for p in preferences if p is not None and 0 <= p <= 1], np.float64)
+    # sorted: the order in which verdicts came must not change the last digit
+    kept = np.sort(np.array([p for p in preferences if p is not None and 0 <= p <= 1], np.float64))
     n = len(kept)
     wins, losses = int((kept > 0.5).sum()), int((kept < 0.5).sum())
     draws = n - wins - losses

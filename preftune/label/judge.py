@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 from preftune.asking.records import Answer, Asker, Failed, Ledger, Request
 from preftune.asking.replies import Replies, ask
 from preftune.data.types import Example, Judgment, Verdict
+from preftune.label.scored import Scored
 from preftune.label.template import Template, Templates, instruction
 from preftune.label.verdict import Read, read_pair, read_score
 
@@ -75,18 +76,6 @@ class Asked(NamedTuple):
     shown: tuple[int, ...]
     template: Template
     code: str
-
-
-class Scored(NamedTuple):
-    """A judge's score of one response."""
-
-    example: str  # Example.id
-    response: int
-    score: float | None  # None: unscored
-    annotator: str
-    seconds: float
-    at: str  # ISO 8601, UTC
-    why: str
 
 
 def questions(examples: Sequence[Example], judge: Judge, *, order: Order, seed: int, secret: str) -> list[Asked]:
@@ -152,14 +141,16 @@ def judge_scores(
     max_cost: float | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Scored]:
-    """A score of every response, in the order of the examples; None where there is none."""
+    """The score of each response that was asked about, in the order of the examples; None where a reply holds none."""
     asked = questions(examples, judge, order="both", seed=0, secret=replies.secret)
     found: list[Scored | None] = [None] * len(asked)
     for n, (index, answer, read) in enumerate(_read(asked, judge, replies, ledger, max_cost), 1):
+        on_progress(n, len(asked))
+        if isinstance(answer, Failed) and not answer.asked:
+            continue
         seconds = 0.0 if isinstance(answer, Failed) else answer.seconds
         one = asked[index]
         found[index] = Scored(one.example.id, one.shown[0], read.value, judge.annotator, seconds, _now(), read.why)
-        on_progress(n, len(asked))
     return [one for one in found if one is not None]
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from preftune.label.template import transcript
 
 _NEAR = 0.9  # overlap from which two answers are called near-duplicates
 _SHOWN = 3
+_VERDICTS = {"i": "first better", "j": "second better", "tie": "tie", "both_bad": "both bad", "unscored": "unscored"}
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,10 @@ class Reliability:
     n_pairs:            pairs of responses with a verdict, unscored ones included.
     n_judgments:        acts of judging: with both orders two a pair.
     verdicts:           verdict -> pairs, both orders settled.
-    unscored:           reason -> acts.
+    n_unscored:         acts without a verdict.
+    unscored:           the most frequent reasons -> acts.
     order_consistency:  of the pairs that were judged in both orders, the fraction with the same verdict both times.
-    p_first:            mean probability that the first one shown wins; one half for a judge without a position bias.
+    p_first:            mean probability that the first one shown wins, where orders vary; one half for a judge without bias.
     agreement:          of the acts over pairs whose better response the data states, the fraction that says so; a tie is ½.
     agreement_settled:  the same after both orders are settled.
     n_known:            acts that `agreement` rests on.
@@ -42,6 +45,7 @@ class Reliability:
     n_pairs: int
     n_judgments: int
     verdicts: dict[str, int]
+    n_unscored: int
     unscored: dict[str, int]
     order_consistency: float | None
     p_first: float | None
@@ -53,6 +57,24 @@ class Reliability:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self) | {"win_rate": None if self.win_rate is None else self.win_rate.as_dict()}
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        verdicts = ", ".join(f"{_VERDICTS[v]} {n}" for v, n in sorted(self.verdicts.items()))
+        found = [f"{self.annotator}: {self.n_pairs} pairs in {self.n_judgments} judgments: {verdicts}"]
+        if self.order_consistency is not None:
+            found.append(f"  the same verdict in both orders: {self.order_consistency:.1%}")
+        if self.p_first is not None:
+            found.append(f"  the first one shown wins: {self.p_first:.1%}")
+        if self.agreement is not None and self.agreement_settled is not None:
+            found.append(
+                f"  agrees with the preferences of the data in {self.agreement:.2%} of {self.n_known} judgments, "
+                f"{self.agreement_settled:.2%} of pairs once orders are settled"
+            )
+        if self.win_rate is not None and self.win_rate.n_total > 1:
+            found.append(f"  the second response wins: {self.win_rate.win_rate:.2f} % ± {self.win_rate.standard_error:.2f}")
+        found += [f"  unscored: {n} × {reason}" for reason, n in list(self.unscored.items())[:5]]
+        return found
 
 
 def reliability(judgments: Iterable[Judgment], examples: Sequence[Example]) -> list[Reliability]:
@@ -123,7 +145,7 @@ def _reliability(name: str, acts: list[Judgment], by_id: Mapping[str, Example]) 
         if act.verdict != "unscored":
             both[act.example, frozenset((act.i, act.j))].append(act)
     twice = [group for group in both.values() if len(group) == 2]
-    same = [_winner(one) == _winner(other) for one, other in twice]
+    same = [float(one.verdict == other.verdict) for one, other in twice]
     real = [a for a in acts if by_id[a.example].responses[a.i] != by_id[a.example].responses[a.j]]
     first = [p if a.shown_order[0] == a.i else 1 - p for a in real if (p := share_of_i(a)) is not None]
     per_act, per_pair = _agreements(real, by_id), _agreements(one := settled(acts), by_id)
@@ -133,9 +155,10 @@ def _reliability(name: str, acts: list[Judgment], by_id: Mapping[str, Example]) 
         n_pairs=len(one),
         n_judgments=len(acts),
         verdicts=dict(Counter(a.verdict for a in one)),
+        n_unscored=sum(a.verdict == "unscored" for a in acts),
         unscored=dict(Counter(a.why for a in acts if a.verdict == "unscored").most_common(20)),
         order_consistency=_mean(same),
-        p_first=_mean(first),
+        p_first=_mean(first) if any(a.shown_order[0] != a.i for a in real) else None,
         agreement=_mean(per_act),
         agreement_settled=_mean(per_pair),
         n_known=len(per_act),
@@ -159,4 +182,4 @@ def _winner(judgment: Judgment) -> int | None:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return math.fsum(values) / len(values) if values else None

@@ -24,9 +24,10 @@ from preftune.data.template import Renderer, build_trees
 from preftune.data.tokens import Kept, tokenization_identity
 from preftune.data.types import Example, Tree
 from preftune.engine.policy import Policy
-from preftune.engine.reference import default_cache, fill, keys_of, missing, reference_store
+from preftune.engine.reference import fill, keys_of, missing, reference_store
 from preftune.engine.reward import RewardModel
 from preftune.errors import ConfigError, DataError, ModelError, nearest
+from preftune.files import default_cache
 from preftune.losses.records import Scores, SequentialKL
 from preftune.model.compile import use_compiled_layers
 from preftune.model.device import Precision, precision_of

@@ -16,7 +16,6 @@ from preftune.data.types import Branch, Pair, Tree
 from preftune.engine import reference as module
 from preftune.engine.policy import Path, Policy
 from preftune.engine.reference import (
-    default_cache,
     fill,
     keys_of,
     logps_of,
@@ -27,6 +26,7 @@ from preftune.engine.reference import (
 )
 from preftune.engine.score import groups, score
 from preftune.errors import StorageError, TrainingError
+from preftune.files import default_cache
 
 TREES = tiny.forest(3, n=7, scored=0.7)
 

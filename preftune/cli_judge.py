@@ -1,0 +1,259 @@
+"""The verbs that ask models: sample, judge, generate-pairs. `preftune.cli` takes them in."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from preftune.cli_data import AsJson, Seed, say
+from preftune.errors import ConfigError, ServerError
+
+if TYPE_CHECKING:
+    from preftune.asking.records import Asker
+    from preftune.data.types import Example
+    from preftune.label.job import Job, Summary
+    from preftune.label.judge import Judge
+    from preftune.label.template import Templates
+
+BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", help="OpenAI-compatible server, such as http://127.0.0.1:8000/v1; none: a local model."),
+]
+Concurrency = Annotated[int, typer.Option(help="Requests under way at once.")]
+Retries = Annotated[int, typer.Option(help="How often a request is tried again.")]
+Timeout = Annotated[float, typer.Option(help="Seconds without a sign of the server.")]
+Cache = Annotated[Path | None, typer.Option(help="File of remembered replies; default: ~/.cache/preftune/replies.sqlite.")]
+Format = Annotated[str, typer.Option(help="Data format, or auto.")]
+Fields = Annotated[list[str] | None, typer.Option("--field", help="Column of another name: prompt=question. May be repeated.")]
+Quarantine = Annotated[Path | None, typer.Option(help="Move bad rows to this file and go on.")]
+ChatTemplate = Annotated[str | None, typer.Option(help="Chat template of a local model: chatml, plain or a Jinja file.")]
+Device = Annotated[str, typer.Option(help="Of a local model: auto, cpu, cuda, cuda:1, …")]
+PriceIn = Annotated[float, typer.Option(help="Price of a million tokens read.", min=0)]
+PriceOut = Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)]
+MaxCost = Annotated[float | None, typer.Option(help="Ask nothing that could bring this run's cost above it.", min=0)]
+
+
+def judge(
+    data: Annotated[str, typer.Option("--data", help="Responses to judge: pairs, rankings, AlpacaEval, … in any format.")],
+    out: Annotated[Path, typer.Option(help="judgments.jsonl; what is in it already is not judged again.")],
+    scorer: Annotated[
+        str | None, typer.Argument(help="With --by reward the model, with --by rule FILE.py:FUNCTION.", show_default=False)
+    ] = None,
+    by: Annotated[Literal["llm", "reward", "rule"], typer.Option(help="Who judges.")] = "llm",
+    base_url: BaseUrl = None,
+    judge_model: Annotated[
+        list[str] | None, typer.Option("--judge-model", help="Model that judges; repeat it and they vote.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Template of your own: AlpacaEval's, LLMBar's, judge_prompts.jsonl.")
+    ] = None,
+    template_name: Annotated[str | None, typer.Option(help="Which one of judge_prompts.jsonl, such as pair-v2.")] = None,
+    labels: Annotated[str | None, typer.Option(help="What verdicts look like in your template: FIRST,SECOND[,TIE].")] = None,
+    rubric: Annotated[
+        str, typer.Option(help="helpfulness, honesty, instructions, safety, or a file of your own words.")
+    ] = "helpfulness",
+    reply: Annotated[
+        Literal["letter", "json"], typer.Option(help="A letter (log-probs count), or reasons and verdict as JSON.")
+    ] = "letter",
+    score: Annotated[bool, typer.Option("--score", help="Rate each response from 1 to 10 instead of comparing two.")] = False,
+    scores: Annotated[Path | None, typer.Option(help="Also write the score of each response here, JSONL.")] = None,
+    order: Annotated[Literal["both", "seeded"], typer.Option(help="Both orders, or one by a seeded coin.")] = "both",
+    choice: Annotated[
+        Literal["all", "best_worst"], typer.Option(help="Of scored responses: all pairs, or best against worst.")
+    ] = "all",
+    temperature: Annotated[float, typer.Option(help="0: the likeliest reply.", min=0)] = 0.0,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest reply; default: what the template needs.", min=1)] = None,
+    concurrency: Concurrency = 8,
+    retries: Retries = 6,
+    timeout: Timeout = 120.0,
+    cache: Cache = None,
+    price_in: PriceIn = 0.0,
+    price_out: PriceOut = 0.0,
+    max_cost: MaxCost = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and estimate; ask nothing.")] = False,
+    max_unscored: Annotated[float, typer.Option(help="Fail where more than this share has no verdict.", min=0, max=1)] = 0.05,
+    format: Format = "auto",
+    field: Fields = None,
+    quarantine: Quarantine = None,
+    chat_template: ChatTemplate = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Judge responses: by a language model (key from OPENAI_API_KEY), a reward model, or a rule."""
+    from preftune.asking.records import Ledger
+    from preftune.asking.replies import Replies
+    from preftune.label.job import Job, estimate
+
+    _check(locals())
+    examples = _examples(data, format, field, quarantine)
+    ledger = Ledger(price_in=price_in, price_out=price_out)
+    with Replies(_cache(cache)) as replies, _Progress() as progress:
+        job = Job(
+            examples, out, replies, ledger, order=order, seed=seed, pairs=choice, max_cost=max_cost, scores_out=scores,
+            on_progress=progress,
+        )  # fmt: skip
+        if by != "llm":
+            summary = _by_scorer(job, by, str(scorer), chat_template, device, progress)
+        else:
+            kind: Literal["pair", "score"] = "score" if score else "pair"
+            found = _templates(kind, template, template_name, labels, rubric, reply)
+            with _Askers(base_url, judge_model or [], concurrency, retries, timeout, chat_template, device) as askers:
+                judges = _judges(askers, found, temperature, max_tokens)
+                if dry_run:
+                    guess = estimate(examples, judges, replies, ledger, order=order, seed=seed)
+                    print(json.dumps(guess.as_dict()) if as_json else guess.as_text())
+                    return
+                summary = job.by_models(judges)
+    print(json.dumps(summary.as_dict(), indent=1, ensure_ascii=False) if as_json else summary.as_text())
+    _end(summary, out, max_unscored)
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Options that contradict each other. Raises ConfigError."""
+    by = given["by"]
+    if by == "llm" and not given["judge_model"]:
+        raise ConfigError("--judge-model: name the model that judges (with --base-url a server's, without it a local one)")
+    if by == "llm" and given["scorer"]:
+        raise ConfigError(
+            f"{given['scorer']}: this word belongs to --by reward or --by rule; a model is named by --judge-model"
+        )
+    if by != "llm":
+        what = "a reward model" if by == "reward" else "FILE.py:FUNCTION"
+        if not given["scorer"]:
+            raise ConfigError(f"--by {by}: name {what} behind it")
+        for name in ("base_url", "judge_model", "template", "labels", "dry_run", "max_cost", "score"):
+            if given[name]:
+                raise ConfigError(f"--{name.replace('_', '-')}: only a language model is asked; --by {by} needs none")
+    if given["template"] is None and (given["labels"] or given["template_name"]):
+        raise ConfigError("--labels and --template-name: say how a --template is read; give that too")
+    if given["scores"] and by == "llm" and not given["score"] and given["template"] is None:
+        raise ConfigError("--scores: comparing two gives no scores; add --score")
+    if given["max_cost"] is not None and not (given["price_in"] or given["price_out"]):
+        raise ConfigError("--max-cost: needs --price-in and --price-out; no prices are built in")
+
+
+def _end(summary: Summary, out: Path, max_unscored: float) -> None:
+    """The exit code of a run that left too much open."""
+    if summary.n_not_asked:
+        raise ServerError(f"{summary.n_not_asked} questions were not asked because of --max-cost; the same command goes on")
+    if summary.n_judgments and summary.n_unscored / summary.n_judgments > max_unscored:
+        share = summary.n_unscored / summary.n_judgments
+        raise ServerError(
+            f"{summary.n_unscored} of {summary.n_judgments} judgments ({share:.1%}) have no verdict, more than --max-unscored "
+            f"{max_unscored:g}; {out} says why of each, and the same command asks those again"
+        )
+
+
+def _examples(data: str, format: str, field: list[str] | None, quarantine: Path | None) -> list[Example]:
+    from preftune.data.read import read_examples
+
+    if wrong := [word for word in field or [] if "=" not in word]:
+        raise ConfigError(f"--field {wrong[0]}: expected OURS=THEIRS, such as prompt=question")
+    source = read_examples(data, format=format, fields=dict(w.split("=", 1) for w in field or []), quarantine=quarantine)
+    for line in source.notes:
+        say(line)
+    return source.examples
+
+
+def _cache(given: Path | None) -> Path:
+    from preftune.files import default_cache
+
+    return given or default_cache() / "replies.sqlite"
+
+
+def _templates(
+    kind: Literal["pair", "score"], template: Path | None, name: str | None, labels: str | None, rubric: str, reply: str
+) -> Templates:
+    from preftune.label.template import open_template, own_template
+
+    if template is None:
+        return own_template(kind, rubric=rubric, reply=reply)
+    return open_template(template, name=name, labels=[label.strip() for label in labels.split(",")] if labels else ())
+
+
+def _judges(
+    askers: Sequence[tuple[str, Asker]], templates: Templates, temperature: float, max_tokens: int | None
+) -> list[Judge]:
+    from preftune.label.judge import Judge
+
+    return [Judge(asker, name, templates, temperature, max_tokens) for name, asker in askers]
+
+
+def _by_scorer(job: Job, by: str, scorer: str, template: str | None, device: str, progress: _Progress) -> Summary:
+    """Judging by a reward model or by a rule."""
+    if by == "reward":
+        from preftune.label.reward import score_by_reward
+
+        def count(done: int, total: int) -> None:
+            progress(scorer, done, total)
+
+        return job.by_scores(score_by_reward(job.examples, scorer, template=template, device=device, on_progress=count))
+    from preftune.label.rule import score_by_rule
+    from preftune.userfile import user_function
+
+    return job.by_scores(score_by_rule(job.examples, user_function(scorer, what="a rule")))
+
+
+class _Askers:
+    """Each model's name with whoever answers for it: one server for all, or a local model each."""
+
+    def __init__(
+        self, base_url: str | None, names: Sequence[str], concurrency: int, retries: int, timeout: float,
+        template: str | None, device: str,
+    ) -> None:  # fmt: skip
+        self._server = None
+        if base_url is not None:
+            from preftune.asking.server import Server
+
+            self._server = Server(base_url, concurrency=concurrency, retries=retries, timeout=timeout)
+        self._names, self._template, self._device = names, template, device
+
+    def __enter__(self) -> list[tuple[str, Asker]]:
+        if self._server is not None:
+            return [(name, self._server) for name in self._names]
+        from preftune.asking.local import Local
+
+        return [(name, Local(name, template=self._template, device=self._device)) for name in self._names]
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._server is not None:
+            self._server.close()
+
+
+class _Progress:
+    """How far asking is: one live line on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, float] = {}
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if sys.stderr.isatty() and self._began:
+            print(file=sys.stderr)
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """Shows `done` of `total`, and how long the rest may take."""
+        now = time.monotonic()
+        began = self._began.setdefault(name, now)
+        live = sys.stderr.isatty()
+        if done < total and now - self._shown < (0.2 if live else 10):
+            return
+        self._shown = now
+        left = (now - began) / done * (total - done)
+        text = f"{name}: {done:,}/{total:,}" + (f", about {left:.0f} s to go" if done < total else "")
+        print(f"\r\x1b[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
+
+
+VERBS: dict[str, Callable[..., None]] = {"judge": judge}
+"""Verb -> function, in the order of the help."""
