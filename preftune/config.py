@@ -447,7 +447,8 @@ def _of_another_objective(name: str, losses: tuple[str, ...], listed: bool) -> s
     if not others:
         return None
     has = ", ".join(f"loss.{p}" for p in own if p != "name") or "no parameters"
-    return f"a parameter of {', '.join(others)}; the objective {own['name'].default} has {has}"
+    theirs = ", ".join(others) if len(others) <= 3 else f"{', '.join(others[:2])} and {len(others) - 2} others"
+    return f"a parameter of {theirs}; the objective {own['name'].default} has {has}"
 
 
 def describe(loss: str | None = None) -> str:

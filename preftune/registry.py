@@ -3,8 +3,8 @@
 An entry is a name and the place of a function, imported when somebody asks for it, so that this page costs nothing to read
 and `preftune --help` never imports torch:
 
-    >>> sorted(LOSSES)
-    ['dpo', 'sft']
+    >>> sorted(LOSSES)[:3]
+    ['aot', 'aot_unpaired', 'apo_down']
     >>> LOSSES["dpo"]            # imports preftune.losses.dpo
     <function dpo ...>
 
@@ -73,14 +73,49 @@ def _imported(place: str) -> Callable[..., Any]:
 LOSSES = Registry(
     "loss",
     {
+        "aot": "preftune.losses.transport:aot",
+        "aot_unpaired": "preftune.losses.transport:aot_unpaired",
+        "apo_down": "preftune.losses.sides:apo_down",
+        "apo_zero": "preftune.losses.sides:apo_zero",
+        "apo_zero_unpaired": "preftune.losses.unpaired:apo_zero_unpaired",
+        "bco": "preftune.losses.unpaired:bco",
+        "bco_pair": "preftune.losses.sides:bco_pair",
+        "beta_dpo": "preftune.losses.dpo:beta_dpo",
+        "cpo": "preftune.losses.reference_free:cpo",
+        "discopop": "preftune.losses.margins:discopop",
         "dpo": "preftune.losses.dpo:dpo",
+        "dpo_norm": "preftune.losses.dpo:dpo_norm",
+        "dpo_soft": "preftune.losses.dpo:dpo_soft",
+        "dpop": "preftune.losses.dpo:dpop",
+        "exo": "preftune.losses.margins:exo",
+        "hinge": "preftune.losses.margins:hinge",
+        "ipo": "preftune.losses.margins:ipo",
+        "kto": "preftune.losses.unpaired:kto",
+        "nca": "preftune.losses.sides:nca",
+        "odpo": "preftune.losses.dpo:odpo",
+        "orpo": "preftune.losses.reference_free:orpo",
+        "plackett_luce": "preftune.losses.ranked:plackett_luce",
+        "preferred_ft": "preftune.losses.reference_free:preferred_ft",
+        "robust": "preftune.losses.dpo:robust",
         "sft": "preftune.losses.sft:sft",
+        "simpo": "preftune.losses.reference_free:simpo",
+        "sppo": "preftune.losses.sides:sppo",
+        "tdpo1": "preftune.losses.token_level:tdpo1",
+        "tdpo2": "preftune.losses.token_level:tdpo2",
     },
     own="preftune.losses.own:load",
 )
 """Objectives: a pure function from named log-probs to one value per unit. The records it takes say what is computed."""
 
-MODIFIERS = Registry("modifier", {})
+MODIFIERS = Registry(
+    "modifier",
+    {
+        "ld": "preftune.losses.modifiers:ld",
+        "f_divergence": "preftune.losses.modifiers:f_divergence",
+        "length_margin": "preftune.losses.modifiers:length_margin",
+        "wpo": "preftune.losses.modifiers:wpo",
+    },
+)
 """What composes with every objective of the same record: another record, or weights. In the order in which they apply."""
 
 FORMATS = Registry(

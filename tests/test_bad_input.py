@@ -379,7 +379,7 @@ def test_other_verbs_refuse_as_cleanly(world: World, tmp_path: Path) -> None:
         (["chat", world.base, "--prompt", "  "], "the prompt is empty"),
         (["chat", world.base, "--prompt", "Hello", "--temperature", "-1"], "temperature"),
         (["report", tmp_path], "not a run folder"),
-        (["config", "--loss", "dop"], "did you mean dpo?"),
+        (["config", "--loss", "dpoo"], "did you mean dpo?"),
     ):
         left = cli(*map(str, words))
         assert left.code == 2 and "Traceback" not in left.err, words

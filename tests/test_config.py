@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def refusal(*words: str, recipe: Path | None = None) -> str:
 
 def test_defaults_need_nothing() -> None:
     config = Config.load()
-    assert (config.loss_name, config.loss_parameters) == ("dpo", {"beta": 0.1, "label_smoothing": 0.0})
+    assert config.loss_name == "dpo"
+    assert {"beta": 0.1, "label_smoothing": 0.0}.items() <= config.loss_parameters.items()
     assert config == Config.of({}) == Config.of({"loss": None})
 
 
@@ -48,7 +50,7 @@ def test_later_words_win_over_the_recipe_and_the_recipe_over_defaults(tmp_path: 
     path = recipe(tmp_path, "seed: 7\nloss:\n  beta: 0.5\n  label_smoothing: 0.2\noptim.clip: 2\n")
     config = Config.load(path, ["loss.beta=0.2", "loss.beta=0.3", "model=base"])
     assert (config.seed, config.model, config.optim.clip) == (7, "base", 2.0)
-    assert config.loss_parameters == {"beta": 0.3, "label_smoothing": 0.2}
+    assert {"beta": 0.3, "label_smoothing": 0.2}.items() <= config.loss_parameters.items()
 
 
 def test_an_objective_can_be_given_by_its_name_alone(tmp_path: Path) -> None:
@@ -61,7 +63,7 @@ def test_sections_of_a_mapping_are_merged_in_any_order() -> None:
     one = Config.of({"loss.beta": 0.3, "loss": {"label_smoothing": 0.1}})
     other = Config.of({"loss": {"label_smoothing": 0.1}, "loss.beta": 0.3})
     assert one == other
-    assert one.loss_parameters == {"beta": 0.3, "label_smoothing": 0.1}
+    assert {"beta": 0.3, "label_smoothing": 0.1}.items() <= one.loss_parameters.items()
 
 
 def test_a_section_with_all_lines_commented_out_is_empty(tmp_path: Path) -> None:
@@ -157,7 +159,11 @@ def test_a_word_that_is_no_setting(word: str) -> None:
 def test_a_parameter_of_another_objective_is_refused_by_name(tmp_path: Path) -> None:
     path = recipe(tmp_path, "loss:\n  name: dpo\n  beta: 0.2\n")
     message = refusal("loss.name=sft", recipe=path)
-    assert message == f"{path}:3: loss.beta: a parameter of dpo; the objective sft has no parameters"
+    assert re.fullmatch(
+        rf"{re.escape(str(path))}:3: loss.beta: a parameter of aot, aot_unpaired and \d+ others; "
+        "the objective sft has no parameters",
+        message,
+    )
 
 
 def test_an_unknown_objective_does_not_hide_other_mistakes() -> None:
@@ -294,7 +300,7 @@ def test_an_entry_of_the_list_is_named_by_its_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["loss=[dpo, {name: sft, beta: 1}]"], "loss.1.beta: a parameter of dpo"),
+        (["loss=[dpo, {name: sft, beta: 1}]"], "loss.1.beta: a parameter of aot, aot_unpaired and"),
         (["loss=[dpo, dppo]"], "loss.1.name: loss 'dppo' does not exist; did you mean dpo?"),
         (["loss=[dpo, {weight: 2}]"], "loss.1.name: expected the name of a loss"),
         (["loss=[]"], "loss: an empty list: expected at least one objective"),
@@ -302,7 +308,7 @@ def test_an_entry_of_the_list_is_named_by_its_number(tmp_path: Path) -> None:
         (["loss=[dpo, sft]", "loss.beta=1"], "loss.beta: there are 2 objectives; name one as loss.0.beta"),
         (["loss.weight=2"], "loss.weight: an objective by itself has no weight"),
         (["loss=[{name: dpo, weight: 0}]"], "loss.0.weight: expected more than 0; got 0"),
-        (["loss=sft", "loss.beta=1"], "loss.beta: a parameter of dpo"),
+        (["loss=sft", "loss.beta=1"], "loss.beta: a parameter of aot, aot_unpaired and"),
     ],
 )
 def test_a_mistake_in_objectives_names_its_place(words: list[str], said: str) -> None:
