@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -193,6 +194,13 @@ def finish(*processes: Any, timeout: float = 120) -> list[int]:
             process.kill()
             raise TimeoutError("the process did not end")
     return [process.exitcode for process in processes]
+
+
+def free_port() -> str:
+    """A port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def weights(folder: Path) -> dict[str, Any]:

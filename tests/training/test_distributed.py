@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import World, command, finish, read_jsonl, same_curve, spawn, write_jsonl
+from worlds import World, command, finish, free_port, read_jsonl, same_curve, spawn, write_jsonl
 
 import preftune
 from preftune.run import Run
-
-
-def free_port() -> str:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def ranks(words: list[str], log: Path, world_size: int = 2) -> list[int]:
