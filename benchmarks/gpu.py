@@ -130,7 +130,7 @@ def line(name: str, side: dict[str, Any]) -> str:
     return (
         f"{name:<28} {side['seconds']:8.3f} s/step  {side['pairs_per_second']:8.1f} pairs/s  "
         f"{side['tokens_per_second']:9.0f} tokens/s  {side['peak_gib']:6.1f} GiB  MFU {side['mfu']:5.1%}  "
-        f"losses {side['losses'][0]:.5f} … {side['losses'][-1]:.5f}"
+        f"losses {side['losses'][0]:.5f} … {side['losses'][-1]:.5f}  (micro-batch {side['microbatch']})"
     )
 
 

@@ -11,6 +11,7 @@ than it has to be.
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ class Result:
     mfu: float = 0.0  # products that this side computes, by the measured peak
     peak_gib: float = 0.0  # of the whole process: weights, optimizer, activations
     micro_batches: float = 0.0  # a step
-    tokens_per_microbatch: int = 0
+    microbatch: str = ""  # what it holds at most
     losses: list[float] = field(default_factory=list)  # of all steps
     each: list[float] = field(default_factory=list)  # seconds of the measured steps
     error: str | None = None
@@ -131,18 +132,23 @@ def measure_side(side: Side, model: Any, trees: Sequence[Tree], run: Run) -> Res
         try:
             return _steps(side._replace(pairs=pairs), model, trees, run._replace(tokens=tokens))
         except torch.OutOfMemoryError as error:
-            tokens, pairs = tokens // 2, pairs and pairs // 2
-            if tokens < 1024 or pairs == 0:
-                return Result(error=str(error).splitlines()[0])
+            tokens, pairs = (tokens, pairs // 2) if pairs else (tokens // 2, None)
+            if pairs == 0 or tokens < 512:
+                return Result(error=_first_line(error))
         except RuntimeError as error:  # a kernel that does not take this model
-            return Result(error=(str(error) or type(error).__name__).splitlines()[0])
+            return Result(error=_first_line(error))
         finally:
             with torch.no_grad():
                 for p, before in zip(learning, start, strict=True):
                     p.copy_(before)
                     p.grad = None
+            gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _steps(side: Side, model: Any, trees: Sequence[Tree], run: Run) -> Result:
@@ -159,7 +165,7 @@ def _steps(side: Side, model: Any, trees: Sequence[Tree], run: Run) -> Result:
         torch.cuda.reset_peak_memory_stats(device)
     optimizer = make_optimizer(policy, Optim(lr=LR["lora" if lora else "full"]))
     watch, goal = WeightWatch(policy), [objective("dpo", {"beta": 0.1})]
-    result = Result(tokens_per_microbatch=run.tokens)
+    result = Result(microbatch=f"{side.pairs} pairs" if side.pairs else f"{run.tokens} tokens")
     use_compiled_layers(model, side.compiled)
     try:
         for index, (step, known) in enumerate(zip(micros, reference, strict=True)):

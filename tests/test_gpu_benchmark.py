@@ -74,6 +74,33 @@ def test_operations_are_what_torch_counts(benchmark: Any, padded: bool) -> None:
     assert abs(counted - expected) / expected < 0.02, (by_kind, expected)
 
 
+def test_memory_that_is_short_halves_the_micro_batch_and_says_so(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from preftune.engine.policy import Path as ScoringPath
+
+    _, sides = benchmark
+    model = torch.nn.Linear(2, 2)
+    start = model.weight.detach().clone()
+    tried: list[tuple[int | None, int]] = []
+
+    def steps(side: Any, model: Any, trees: Any, run: Any) -> Any:
+        tried.append((side.pairs, run.tokens))
+        model.weight.data.zero_()
+        if side.name == "broken":
+            raise RuntimeError("no kernel\nfor this")
+        if (side.pairs or run.tokens) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return sides.Result(seconds=1.0)
+
+    monkeypatch.setattr(sides, "_steps", steps)
+    run = sides.Run(32, 8192, 1, 1, 1.0, 64)
+    path = ScoringPath("forest", "own")
+    assert sides.measure_side(sides.Side("peer:16", path, pairs=16), model, [], run).seconds == 1.0
+    assert tried == [(16, 8192), (8, 8192), (4, 8192)]
+    assert sides.measure_side(sides.Side("preftune", path), model, [], run).error == "out of memory"
+    assert tried[-1] == (None, 512) and torch.equal(model.weight, start), "the weights are put back"
+    assert sides.measure_side(sides.Side("broken", path), model, [], run).error == "no kernel"
+
+
 def test_lengths_follow_their_quantiles(benchmark: Any) -> None:
     inputs, _ = benchmark
     for lengths in inputs.LENGTHS.values():

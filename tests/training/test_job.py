@@ -412,3 +412,13 @@ def test_lora_over_a_base_in_half_precision_changes_no_bit(
         assert mine.keys() == theirs.keys()
         assert all(a.dtype == theirs[n].dtype and torch.equal(a, theirs[n]) for n, a in mine.items())
     assert len(cast.samples()) == len(usual.samples()) > 0
+
+
+def test_a_fixed_order_of_sums_is_what_a_cpu_has_anyway(world: World, tmp_path: Path) -> None:
+    try:
+        fixed = train(world, tmp_path / "fixed", deterministic=True, steps=2)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        usual = train(world, tmp_path / "usual", steps=2)
+    assert not torch.are_deterministic_algorithms_enabled(), "each run has its own setting"
+    assert same_weights(fixed.model, usual.model)
