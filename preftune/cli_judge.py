@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from preftune.asking.records import Asker
     from preftune.data.types import Example
     from preftune.label.job import Job, Summary
-    from preftune.label.judge import Judge
     from preftune.label.template import Templates
+    from preftune.sampling.responses import Plan
 
 BaseUrl = Annotated[
     str | None,
@@ -91,6 +91,7 @@ def judge(
     from preftune.asking.records import Ledger
     from preftune.asking.replies import Replies
     from preftune.label.job import Job, estimate
+    from preftune.label.judge import Judge
 
     _check(locals())
     examples = _examples(data, format, field, quarantine)
@@ -105,8 +106,10 @@ def judge(
         else:
             kind: Literal["pair", "score"] = "score" if score else "pair"
             found = _templates(kind, template, template_name, labels, rubric, reply)
-            with _Askers(base_url, judge_model or [], concurrency, retries, timeout, chat_template, device) as askers:
-                judges = _judges(askers, found, temperature, max_tokens)
+            with _Askers(
+                base_url, concurrency=concurrency, retries=retries, timeout=timeout, template=chat_template, device=device
+            ) as askers:
+                judges = [Judge(askers.of(name), name, found, temperature, max_tokens) for name in judge_model or []]
                 if dry_run:
                     guess = estimate(examples, judges, replies, ledger, order=order, seed=seed)
                     print(json.dumps(guess.as_dict()) if as_json else guess.as_text())
@@ -155,12 +158,16 @@ def _end(summary: Summary, out: Path, max_unscored: float) -> None:
 def _examples(data: str, format: str, field: list[str] | None, quarantine: Path | None) -> list[Example]:
     from preftune.data.read import read_examples
 
-    if wrong := [word for word in field or [] if "=" not in word]:
-        raise ConfigError(f"--field {wrong[0]}: expected OURS=THEIRS, such as prompt=question")
-    source = read_examples(data, format=format, fields=dict(w.split("=", 1) for w in field or []), quarantine=quarantine)
+    source = read_examples(data, format=format, fields=_fields(field), quarantine=quarantine)
     for line in source.notes:
         say(line)
     return source.examples
+
+
+def _fields(given: list[str] | None) -> dict[str, str]:
+    if wrong := [word for word in given or [] if "=" not in word]:
+        raise ConfigError(f"--field {wrong[0]}: expected OURS=THEIRS, such as prompt=question")
+    return dict(word.split("=", 1) for word in given or [])
 
 
 def _cache(given: Path | None) -> Path:
@@ -179,14 +186,6 @@ def _templates(
     return open_template(template, name=name, labels=[label.strip() for label in labels.split(",")] if labels else ())
 
 
-def _judges(
-    askers: Sequence[tuple[str, Asker]], templates: Templates, temperature: float, max_tokens: int | None
-) -> list[Judge]:
-    from preftune.label.judge import Judge
-
-    return [Judge(asker, name, templates, temperature, max_tokens) for name, asker in askers]
-
-
 def _by_scorer(job: Job, by: str, scorer: str, template: str | None, device: str, progress: _Progress) -> Summary:
     """Judging by a reward model or by a rule."""
     if by == "reward":
@@ -203,29 +202,32 @@ def _by_scorer(job: Job, by: str, scorer: str, template: str | None, device: str
 
 
 class _Askers:
-    """Each model's name with whoever answers for it: one server for all, or a local model each."""
+    """Whoever answers for a model's name: one server for all, or a local model each, loaded when it is asked for."""
 
     def __init__(
-        self, base_url: str | None, names: Sequence[str], concurrency: int, retries: int, timeout: float,
-        template: str | None, device: str,
-    ) -> None:  # fmt: skip
-        self._server = None
+        self, base_url: str | None, *, concurrency: int, retries: int, timeout: float, template: str | None, device: str
+    ) -> None:
+        self._server: Server | None = None
         if base_url is not None:
             from preftune.asking.server import Server
 
             self._server = Server(base_url, concurrency=concurrency, retries=retries, timeout=timeout)
-        self._names, self._template, self._device = names, template, device
+        self._template, self._device = template, device
 
-    def __enter__(self) -> list[tuple[str, Asker]]:
-        if self._server is not None:
-            return [(name, self._server) for name in self._names]
-        from preftune.asking.local import Local
-
-        return [(name, Local(name, template=self._template, device=self._device)) for name in self._names]
+    def __enter__(self) -> _Askers:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._server is not None:
             self._server.close()
+
+    def of(self, model: str) -> Asker:
+        """Who answers for this model."""
+        if self._server is not None:
+            return self._server
+        from preftune.asking.local import Local
+
+        return Local(model, template=self._template, device=self._device)
 
 
 class _Progress:
@@ -245,7 +247,9 @@ class _Progress:
     def __call__(self, name: str, done: int, total: int) -> None:
         """Shows `done` of `total`, and how long the rest may take."""
         now = time.monotonic()
-        began = self._began.setdefault(name, now)
+        if name not in self._began:  # what came before, such as loading a model, is no part of the pace
+            self._began[name] = self._shown = now
+        began = self._began[name]
         live = sys.stderr.isatty()
         if done < total and now - self._shown < (0.2 if live else 10):
             return
@@ -255,5 +259,142 @@ class _Progress:
         print(f"\r\x1b[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
 
 
-VERBS: dict[str, Callable[..., None]] = {"judge": judge}
+Prompts = Annotated[str, typer.Option("--prompts", help="A .txt file with one a line, rows with a prompt, or any data format.")]
+Models = Annotated[list[str], typer.Option("--model", help="A server's model or a local one; repeat it and they take turns.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that hold this share.")]
+MinP = Annotated[float, typer.Option(help="Keep tokens at least this fraction as likely as the likeliest.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest response, in tokens.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends a response. May be repeated.")]
+
+
+def sample(
+    prompts: Prompts,
+    model: Models,
+    out: Annotated[Path, typer.Option(help="JSONL of prompts and responses; prompts that are in it are not asked again.")],
+    n: Annotated[int, typer.Option("-n", help="Responses per prompt.")] = 1,
+    base_url: BaseUrl = None,
+    temperature: Annotated[list[float] | None, typer.Option(help="Repeat it and they take turns. [default: 1.0]")] = None,
+    system: Annotated[str, typer.Option(help="Instruction that the model is shown; it is not kept with the prompt.")] = "",
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    max_tokens: MaxTokens = 512,
+    stop: Stop = None,
+    concurrency: Concurrency = 8,
+    retries: Retries = 6,
+    timeout: Timeout = 120.0,
+    cache: Cache = None,
+    price_in: PriceIn = 0.0,
+    price_out: PriceOut = 0.0,
+    max_cost: MaxCost = None,
+    field: Fields = None,
+    chat_template: ChatTemplate = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw several responses to each prompt, from local models or a server, and say how different they are."""
+    from preftune.sampling.responses import Plan, Way
+
+    ways = tuple(Way(m, t, system, "system" if system else "") for m in model for t in temperature or [1.0])
+    plan = Plan(ways, n, top_p, min_p, max_tokens, tuple(stop or ()), seed)
+    _collect(plan, **_asking(locals()))
+
+
+def generate_pairs(
+    prompts: Prompts,
+    model: Models,
+    out: Annotated[Path, typer.Option(help="JSONL of pairs; prompts that are in it are not asked again.")],
+    good: Annotated[Path | None, typer.Option(help="Instruction for the better response; default: our own words.")] = None,
+    bad: Annotated[Path | None, typer.Option(help="Instruction for the worse response; default: our own words.")] = None,
+    base_url: BaseUrl = None,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest token every time.", min=0)] = 1.0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    max_tokens: MaxTokens = 512,
+    stop: Stop = None,
+    concurrency: Concurrency = 8,
+    retries: Retries = 6,
+    timeout: Timeout = 120.0,
+    cache: Cache = None,
+    price_in: PriceIn = 0.0,
+    price_out: PriceOut = 0.0,
+    max_cost: MaxCost = None,
+    field: Fields = None,
+    chat_template: ChatTemplate = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write pairs by one good and one bad instruction. Pairs sampled from your own model and judged are worth more."""
+    from preftune.sampling.responses import Plan, Way
+
+    if len(model) > 1:
+        raise ConfigError("--model: one model writes both responses of a pair, or the model would be what tells them apart")
+    ways = tuple(Way(model[0], temperature, _instruction(given, name), name) for name, given in (("good", good), ("bad", bad)))
+    plan = Plan(ways, 2, top_p, min_p, max_tokens, tuple(stop or ()), seed, paired=True)
+    _collect(plan, **_asking(locals()))
+
+
+def _instruction(given: Path | None, name: str) -> str:
+    """The text of an instruction: the user's file, or ours."""
+    from importlib import resources
+
+    try:
+        file = resources.files("preftune.sampling") / f"{name}.txt" if given is None else given.expanduser()
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--{name} {given}: cannot be read: {error}") from None
+    if not text:
+        raise ConfigError(f"--{name} {given}: the file is empty; expected an instruction")
+    return text
+
+
+_ASKING = ("prompts", "out", "base_url", "concurrency", "retries", "timeout", "cache", "price_in", "price_out", "max_cost",
+           "field", "chat_template", "device", "as_json")  # fmt: skip
+
+
+def _asking(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that say who is asked and how, apart from what is drawn."""
+    return {name: given[name] for name in _ASKING}
+
+
+def _collect(
+    plan: Plan, *, prompts: str, out: Path, base_url: str | None, concurrency: int, retries: int, timeout: float,
+    cache: Path | None, price_in: float, price_out: float, max_cost: float | None, field: list[str] | None,
+    chat_template: str | None, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Draws what is missing in `out` and says what came of it."""
+    from preftune.asking.records import Ledger
+    from preftune.asking.replies import Replies
+    from preftune.files import read_jsonl
+    from preftune.sampling.prompts import read_prompts
+    from preftune.sampling.responses import collect, diversity
+
+    if max_cost is not None and not (price_in or price_out):
+        raise ConfigError("--max-cost: needs --price-in and --price-out; no prices are built in")
+    found = read_prompts(prompts, fields=_fields(field))
+    for line in found.notes:
+        say(line)
+    ledger = Ledger(price_in=price_in, price_out=price_out)
+    with (
+        Replies(_cache(cache)) as replies,
+        _Progress() as progress,
+        _Askers(
+            base_url, concurrency=concurrency, retries=retries, timeout=timeout, template=chat_template, device=device
+        ) as askers,
+    ):
+        counts = collect(
+            found.prompts, plan, askers.of, out, replies=replies, ledger=ledger, max_cost=max_cost, on_progress=progress
+        )
+    groups = [row["responses"] for row in read_jsonl(out)]
+    different = None if plan.paired else diversity(groups)
+    if as_json:
+        print(json.dumps(counts.as_dict() | {"diversity": different and different._asdict(), "ledger": ledger.as_dict()}))
+    else:
+        print("\n".join([*counts.lines(), *(different.lines() if different else []), *ledger.lines()]))
+    if counts.n_missing:
+        raise ServerError(f"{counts.n_missing} prompts have no responses yet; the same command asks for what is missing")
+
+
+VERBS: dict[str, Callable[..., None]] = {"sample": sample, "judge": judge, "generate-pairs": generate_pairs}
 """Verb -> function, in the order of the help."""

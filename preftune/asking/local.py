@@ -33,7 +33,8 @@ Found = list[tuple[Request, Answer | Failed]]
 class Local:
     """Answers requests by the model of a run, a folder or a hub id; `Request.model` is its name and nothing else.
 
-    place:  the identity of its weights.
+    place:         the identity of its weights.
+    has_template:  without one a prompt is a text that is continued.
     """
 
     def __init__(self, model: str, *, template: str | None = None, device: str = "auto", precision: str = "auto") -> None:
@@ -45,12 +46,8 @@ class Local:
         self._renderer = open_renderer(model, template=template, max_length=self._context)
         self._model: Any = load_model(folder, dtype=kind.autocast or kind.weights).to(where).eval()
         check_vocabulary(self._model, self._renderer.tokenizer, folder)
+        self.has_template = self._renderer.chat_template is not None
         self.place = f"local:{identity(folder, str(kind), cache=default_cache())}:{self._renderer.chat_template or ''}"
-
-    @property
-    def has_template(self) -> bool:
-        """Whether messages can be rendered; without a template a prompt is a text that is continued."""
-        return self._renderer.chat_template is not None
 
     def answers(self, take: Take) -> Iterator[tuple[Request, Answer | Failed]]:
         """Each request with its answer. Raises ModelError where the model's log-probs are not finite."""
@@ -126,7 +123,7 @@ class Local:
 
     def _asked(self, messages: Sequence[Message]) -> Prompt:
         """Messages as they are; for a model without a chat template a single one as the text that it continues."""
-        return messages[0].content if self._renderer.chat_template is None and len(messages) == 1 else tuple(messages)
+        return messages[0].content if not self.has_template and len(messages) == 1 else tuple(messages)
 
     def _prompt(self, messages: Sequence[Message]) -> tuple[Any, str]:
         """The prompt's ids, or None and why not."""

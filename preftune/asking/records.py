@@ -90,6 +90,7 @@ class Asker(Protocol):
     """Whoever answers: a server, or a model on this machine."""
 
     place: str  # the server's address or the model's identity: the same request elsewhere is another one
+    has_template: bool  # whether it reads messages; else a single message is a text to be continued
 
     def answers(self, take: Take) -> Iterator[tuple[Request, Answer | Failed]]:
         """Each request with its answer, in the order in which they come; `take` is called as there is room for more."""
@@ -148,3 +149,16 @@ class Ledger:
         """For JSON."""
         total = self.price(self.all_tokens_in, self.all_tokens_out)
         return asdict(self) | {"cost": self.cost, "cost_of_all_answers": total}
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        said = (
+            f"{self.n_requests} requests, {self.n_remembered} remembered, {self.n_failed} failed; "
+            f"{self.tokens_in:,} tokens read, {self.tokens_out:,} written"
+        )
+        found = [said + (f", at a cost of {self.cost:.4f}" if self.price_in or self.price_out else "")]
+        if self.n_uncounted:
+            found.append(
+                f"{self.n_uncounted} answers came without a count of tokens and are booked at the most they can have had"
+            )
+        return found

@@ -55,6 +55,7 @@ class Server:
     ) -> None:
         """`timeout`: seconds without a sign of the server. Raises ConfigError for an address that cannot be used."""
         self.place = checked_address(base_url)
+        self.has_template = True
         if concurrency < 1 or retries < 0:
             raise ConfigError(f"concurrency={concurrency}, retries={retries}: expected at least 1 and at least 0")
         self.concurrency, self.retries, self.longest_wait = concurrency, retries, longest_wait

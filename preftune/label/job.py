@@ -66,16 +66,7 @@ class Summary:
             lines += one.lines()
         if self.n_known:
             lines.append(f"{self.n_known} of these judgments were in the file before")
-        book = self.ledger
-        lines.append(
-            f"{book.n_requests} requests, {book.n_remembered} remembered, {book.n_failed} failed; "
-            f"{book.tokens_in:,} tokens read, {book.tokens_out:,} written"
-            + (f", at a cost of {book.cost:.4f}" if book.price_in or book.price_out else "")
-        )
-        if book.n_uncounted:
-            lines.append(
-                f"{book.n_uncounted} answers came without a count of tokens and are booked at the most they can have had"
-            )
+        lines += self.ledger.lines()
         if self.n_not_asked:
             lines.append(f"{self.n_not_asked} questions were not asked: --max-cost")
         return "\n".join(lines)
