@@ -116,6 +116,7 @@ class _Reading:
     problems: list[str] = field(default_factory=list)
     bad: list[dict[str, Any]] = field(default_factory=list)
     names: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> hash of the text, place
+    repeats: dict[str, int] = field(default_factory=dict)  # id -> the number that its next repetition may get
     n_read: int = 0
     n_repeated: int = 0
 
@@ -201,7 +202,10 @@ class _Reading:
                 "or set fields.id=- to have rows named by their content"
             )
         self.n_repeated += 1
-        name = next(n for i in itertools.count(2) if (n := f"{example.id}#{i}") not in self.names)
+        number = self.repeats.get(example.id, 2)
+        while (name := f"{example.id}#{number}") in self.names:
+            number += 1
+        self.repeats[example.id] = number + 1
         self.names[name] = (text, place)
         return replace(example, id=name)
 
