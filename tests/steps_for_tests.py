@@ -26,7 +26,7 @@ from preftune.registry import LOSSES
 from preftune.training.dist import ONE, Ranks
 from preftune.training.loop import to_host
 from preftune.training.material import Material, material
-from preftune.training.step import Micro, backward
+from preftune.training.step import Micro, backward, evaluate
 
 ON: dict[str, dict[str, Any]] = {  # each modifier, turned on
     "ld": {"ld_alpha": 0.4},
@@ -100,10 +100,11 @@ def setting(case: str, dtype: torch.dtype) -> Setting:
 
 
 class Found(NamedTuple):
-    """What a step gave: its metrics, and the gradient by name."""
+    """What a step gave: its metrics, and the gradient by name; and the metrics of an evaluation of the same examples."""
 
     metrics: dict[str, float]
     gradient: dict[str, Tensor]
+    evaluated: dict[str, float]
 
 
 def step(at: Setting, cuts: Sequence[Sequence[int]], ranks: Ranks = ONE, *, idle: bool = False) -> Found:
@@ -115,7 +116,8 @@ def step(at: Setting, cuts: Sequence[Sequence[int]], ranks: Ranks = ONE, *, idle
     micros = [at.micro(members) for members in cuts] + [at.micro([0], 0.0)] * idle
     n_units = at.data.n_units.sum(0).tolist()
     metrics, _ = to_host(at.goal, backward(outer, micros, at.goal, n_units=n_units, ranks=ranks), ranks)
-    return Found(metrics, tiny.gradients(policy))
+    evaluated, _ = to_host(at.goal, evaluate(policy, micros, at.goal, ranks=ranks), ranks)
+    return Found(metrics, tiny.gradients(policy), evaluated)
 
 
 def as_rank(rank: int, port: str, cases: list[str], folder: str) -> None:
@@ -137,9 +139,9 @@ def as_rank(rank: int, port: str, cases: list[str], folder: str) -> None:
 
 def apart(a: Found, b: Found) -> float:
     """Largest difference between two steps: metrics by their size, gradients by the largest entry."""
-    assert a.metrics.keys() == b.metrics.keys()
-    metrics = max(abs(a.metrics[n] - b.metrics[n]) / max(1.0, abs(b.metrics[n])) for n in b.metrics)
-    return max(metrics, tiny.relative(a.gradient, b.gradient))
+    assert a.metrics.keys() == a.evaluated.keys() == b.metrics.keys()
+    measured = max(abs(x[n] - b.metrics[n]) / max(1.0, abs(b.metrics[n])) for n in b.metrics for x in (a.metrics, a.evaluated))
+    return max(measured, tiny.relative(a.gradient, b.gradient))
 
 
 def finite(found: Found) -> bool:

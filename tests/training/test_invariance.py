@@ -11,6 +11,10 @@ import torch
 from steps_for_tests import ON, SUMS, Found, apart, as_rank, finite, scored_by_a_policy, setting, step
 from worlds import finish, free_port, spawn
 
+from preftune.config import Lora
+from preftune.engine.policy import Path as ScoringPath
+from preftune.engine.policy import Policy
+from preftune.model.lora import add_lora
 from preftune.registry import MODIFIERS
 
 CASES = [*scored_by_a_policy(), *SUMS]
@@ -56,3 +60,35 @@ def test_a_mean_over_micro_batches_would_be_noticed() -> None:
         parts = [step(at, [[i]]) for i in range(n)]
     summed = {name: sum(p.gradient[name] for p in parts) for name in whole.gradient}
     assert tiny.relative(summed, whole.gradient) > 1e-3
+
+
+def watched(policy: Policy) -> list[torch.Tensor]:
+    """The log-probs of every pass of a step, as they are made; those of an evaluation are left out."""
+    read: list[torch.Tensor] = []
+    policy.train()
+    policy.register_forward_hook(lambda module, args, logps: read.append(logps.detach()) if module.training else None)
+    return read
+
+
+@pytest.mark.parametrize("case", ["aot", "bco"])
+def test_dropout_is_the_same_in_both_passes_of_a_step(case: str) -> None:
+    base = tiny.model("llama", dtype=torch.float32)
+    base._preftune_inference_attention = "sdpa"
+    policy = Policy(add_lora(base, Lora(r=3, dropout=0.5), base="base", seed=0), ScoringPath("forest", "own"))
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            if "lora_B" in name:
+                p.fill_(0.3)
+    at, read = setting(case, torch.float32)._replace(policy=policy), watched(policy)
+    step(at, [[0, 1], [2, 3], [4, 5, 6, 7, 8]])
+    assert len(read) == 6
+    assert all(torch.equal(a, b) for a, b in zip(read[:3], read[3:], strict=True))
+    step(at, [[0, 1], [2, 3], [4, 5, 6, 7, 8]])
+    assert not any(torch.equal(a, b) for a, b in zip(read[:3], read[6:9], strict=True)), "another step draws anew"
+
+
+def test_one_micro_batch_by_itself_is_read_once() -> None:
+    policy = Policy(tiny.model("llama", dtype=torch.float32), ScoringPath("forest", "own"))
+    at, read = setting("aot", torch.float32)._replace(policy=policy), watched(policy)
+    step(at, [range(len(at.data.trees))])
+    assert len(read) == 1
