@@ -6,6 +6,7 @@ pins what TRL does without them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from trl_for_tests import (
     same_settings,
     saved_weights,
 )
+
+from preftune.losses.terms import log1mexp
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 N_STEPS = 10
@@ -202,3 +205,108 @@ def test_rpo(model: Path, rows: list[Row], tmp_path: Path) -> None:
     ours = {"loss": ["dpo", {"name": "preferred_ft", "weight": 0.5}]}
     theirs = dpo_trainer({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}, PER_STEP)
     compare(model, rows, tmp_path, ours, theirs)
+
+
+# Where the two differ: what TRL does, on one batch, with a reference that is far from the policy
+
+
+@pytest.fixture(scope="module")
+def far(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model with the same tokenizer, whose log-probs are tens of nats away."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("far") / "model"
+    moved = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        moved.lm_head.weight.mul_(20.0)
+    moved.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+def batch_losses(make: Callable[..., Any], model: Path, rows: list[Row], folder: Path, far: Path | None = None) -> list[float]:
+    """The loss of each micro-batch of the rows, before any update."""
+    trainer = make(model, rows, folder)
+    if far is not None:
+        trainer.ref_model.load_state_dict(saved_weights(far))
+    return [float(trainer.compute_loss(trainer.model, batch)) for batch in trainer.get_train_dataloader()]
+
+
+SIDES = ("chosen", "rejected")
+
+
+def both_ways(rows: list[Row]) -> list[Row]:
+    return [{"prompt": r["prompt"], "chosen": r[a], "rejected": r[b]} for r in rows for a, b in (SIDES, SIDES[::-1])]
+
+
+def test_trl_ignores_label_smoothing_of_dpo(model: Path, far: Path, rows: list[Row], tmp_path: Path) -> None:
+    plain, smooth = (
+        batch_losses(dpo_trainer({"loss_type": "sigmoid", "label_smoothing": e}), model, rows[:4], tmp_path, far)
+        for e in (0, 0.3)
+    )
+    assert plain == smooth
+
+
+def test_trl_sorts_a_micro_batch_for_aot(model: Path, far: Path, rows: list[Row], tmp_path: Path) -> None:
+    """So with one pair in each, nothing is sorted, and it is DPO."""
+    alone, dpo, fours = (
+        batch_losses(dpo_trainer({"loss_type": kind, "beta": 0.001}, n), model, rows[:16], tmp_path, far)
+        for kind, n in (("aot_unpaired", 4), ("sigmoid", 4), ("aot_unpaired", 1))
+    )
+    assert alone == pytest.approx(dpo, rel=1e-5)
+    assert sum(fours) / 4 != pytest.approx(sum(alone) / 16, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "theirs", [{"loss_type": "sft"}, {"loss_type": ["sigmoid", "sft"]}], ids=["likelihood", "a sum with the likelihood"]
+)
+def test_trl_takes_the_likelihood_of_a_micro_batch(theirs: Row, model: Path, rows: list[Row], tmp_path: Path) -> None:
+    """The mean over the tokens of a micro-batch: a step depends on how it is cut."""
+    (whole,), parts = (batch_losses(dpo_trainer(theirs, n), model, rows[:4], tmp_path) for n in (1, 4))
+    assert whole != pytest.approx(sum(parts) / 4, rel=1e-4)
+
+
+def test_trl_trains_orpo_on_prompts(model: Path, rows: list[Row], tmp_path: Path) -> None:
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    make = trainer_with(ORPOConfig, ORPOTrainer, {"beta": 0.0}, PER_STEP)
+    for row, loss in zip(rows[:4], batch_losses(make, model, rows[:4], tmp_path), strict=True):
+        assert loss == pytest.approx(whole_text_nll(model, row["prompt"] + row["chosen"]), rel=1e-4)
+
+
+def whole_text_nll(model: Path, text: str) -> float:
+    """Mean negative log-prob of all tokens but the first, the end of text included."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = torch.tensor([[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]])
+    with torch.no_grad():
+        return float(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(ids, labels=ids).loss)
+
+
+def test_trl_takes_mismatched_responses_from_the_micro_batch(model: Path, rows: list[Row], tmp_path: Path) -> None:
+    from trl import KTOConfig, KTOTrainer
+
+    trained_on = trainer_with(KTOConfig, KTOTrainer, {}, 2)(model, unpaired(rows[:4]), tmp_path).train_dataset
+    own, other = trained_on["completion_ids"], trained_on["KL_completion_ids"]
+    assert [own.index(o) for o in other] == [1, 0, 3, 2], "pairs of rows, since a micro-batch has two"
+
+
+@pytest.mark.parametrize(
+    "theirs", [{"f_divergence_type": "forward_kl"}, {"loss_type": "discopop", "beta": 5.0}], ids=["forward_kl", "discopop"]
+)
+def test_trl_gives_nan_far_out(theirs: Row, model: Path, far: Path, rows: list[Row], tmp_path: Path) -> None:
+    """The policy is the sharp model here: its log-ratios are below −88 nats."""
+    (loss,) = batch_losses(dpo_trainer(theirs), far, both_ways(rows[:2]), tmp_path, model)
+    assert math.isnan(loss)
+
+
+def test_trl_gives_orpo_a_nan_gradient_near_certainty() -> None:
+    from trl.experimental.orpo.orpo_trainer import log1mexp as theirs
+
+    logp = torch.tensor([-1e-8], requires_grad=True)
+    theirs(logp).sum().backward()
+    assert logp.grad is not None and logp.grad.isnan()
+    logp.grad = None
+    log1mexp(logp).sum().backward()
+    assert logp.grad.item() == pytest.approx(-1e8, rel=1e-6)
