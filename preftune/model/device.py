@@ -64,6 +64,6 @@ def use_deterministic(on: bool) -> None:
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """`x` on `device`. From the host to a GPU through pinned memory, so that nobody waits for the copy."""
-    if device.type == "cuda" and x.device.type == "cpu":
+    if device.type == "cuda" and x.device.type == "cpu" and x.numel():
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
