@@ -5,7 +5,6 @@ Nothing heavy is imported until a verb needs it, so `preftune --help` answers at
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -216,32 +215,6 @@ def config(loss: Annotated[str | None, typer.Option(help="Show the parameters of
     from preftune.config import describe
 
     sys.stdout.write(describe(loss))
-
-
-@app.command()
-def check(
-    data: Annotated[str, typer.Argument(help="Preference file, folder, saved dataset or hub id.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="Show an example with this model's tokenizer and template.")
-    ] = None,
-    format: Annotated[str, typer.Option(help="Data format, or auto.")] = "auto",
-    template: Annotated[str | None, typer.Option(help="Chat template: chatml, plain or a Jinja file.")] = None,
-    quarantine: Annotated[Path | None, typer.Option(help="Move bad rows to this file and go on.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest prompt + response, in tokens.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
-) -> None:
-    """Read a preference file as training would, count it, and show one example with its scored tokens marked."""
-    from preftune.data.check import inspect
-
-    if model is None and (template is not None or max_length is not None):
-        raise ConfigError("--template and --max-length: give --model too, whose tokenizer they are for")
-    renderer = None
-    if model is not None:
-        from preftune.model.load import open_renderer
-
-        renderer = open_renderer(model, template=template, max_length=max_length, usual=1024)
-    found = inspect(data, renderer=renderer, format=format, quarantine=quarantine)
-    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.as_text())
 
 
 for _name, _verb in (*cli_data.VERBS.items(), *cli_judge.VERBS.items()):

@@ -138,3 +138,40 @@ FORMATS = Registry(
     },
 )
 """Data formats: a function from one row of a file to one Example."""
+
+CHECKS = Registry(
+    "check",
+    {  # in the order in which they are told
+        "bad_rows": "preftune.diagnose.content:bad_rows",
+        "size": "preftune.diagnose.content:size",
+        "concentration": "preftune.diagnose.repeats:concentration",
+        "duplicates": "preftune.diagnose.repeats:duplicates",
+        "near_copies": "preftune.diagnose.repeats:near_copies",
+        "contradictions": "preftune.diagnose.repeats:contradictions",
+        "same_sides": "preftune.diagnose.repeats:same_sides",
+        "stock_responses": "preftune.diagnose.repeats:stock_responses",
+        "leakage": "preftune.diagnose.leakage:leakage",
+        "length": "preftune.diagnose.shortcuts:length",
+        "first_word": "preftune.diagnose.shortcuts:first_word",
+        "formatting": "preftune.diagnose.shortcuts:formatting",
+        "refusals": "preftune.diagnose.shortcuts:refusals",
+        "flattery": "preftune.diagnose.shortcuts:flattery",
+        "language": "preftune.diagnose.shortcuts:language",
+        "surface": "preftune.diagnose.shortcuts:surface",
+        "label_noise": "preftune.diagnose.noise:label_noise",
+        "unsure_labels": "preftune.diagnose.noise:unsure_labels",
+        "margins": "preftune.diagnose.noise:margins",
+        "both_refuse": "preftune.diagnose.content:both_refuse",
+        "empty_responses": "preftune.diagnose.content:empty_responses",
+        "very_long": "preftune.diagnose.content:very_long",
+        "damaged_text": "preftune.diagnose.content:damaged_text",
+        "html": "preftune.diagnose.content:html",
+        "turn_markers": "preftune.diagnose.content:turn_markers",
+        "secrets": "preftune.diagnose.content:secrets",
+        "personal_data": "preftune.diagnose.content:personal_data",
+        "truncation": "preftune.diagnose.tokens:truncation",
+        "template": "preftune.diagnose.tokens:template",
+        "distance": "preftune.diagnose.tokens:distance",
+    },
+)
+"""Checks of data: a function from a Corpus to one Finding."""

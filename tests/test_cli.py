@@ -107,7 +107,7 @@ def test_score_writes_a_row_per_response(world: World, tmp_path: Path) -> None:
 def test_check_counts_and_shows_what_is_scored(world: World) -> None:
     left = cli("check", world.file("chat"), "--model", world.base)
     assert left.code == 0
-    assert "48 rows: 48 examples of 48 prompts, 0 quarantined" in left.out
+    assert "48 rows: 48 examples of 48 prompts, 0 set aside" in left.out
     assert "⟦" in left.out and left.out.count("⟦<|im_end|>⟧") == 2 and "<|im_start|>assistant" in left.out
     found = json.loads(cli("check", world.file("pairs"), "--json").out)
     assert (found["rows_read"], found["pairs"], found["responses"]) == (48, 48, 96)

@@ -53,7 +53,8 @@ class Dataset:
     formats:        format -> number of examples; "example" for Examples that were handed in.
     n_read:         rows found, bad ones included; blank lines are no rows.
     n_dropped:      rows left out by a rule rather than for being bad. Reading drops none; later stages may.
-    n_quarantined:  bad rows that were moved to the quarantine file.
+    n_quarantined:  bad rows that were set aside.
+    bad:            (place, reason) of each of those.
     notes:          what a user should see: formats and columns, splits, repeated rows, the quarantine file.
     """
 
@@ -63,6 +64,7 @@ class Dataset:
     n_dropped: int
     n_quarantined: int
     notes: list[str]
+    bad: list[tuple[str, str]] = field(default_factory=list)
 
 
 def read_examples(
@@ -73,6 +75,7 @@ def read_examples(
     quarantine: str | Path | None = None,
     max_rows: int | None = None,
     constants: Mapping[str, Any] | None = None,
+    stop: bool = True,
 ) -> Dataset:
     """All Examples of a source or a list of sources.
 
@@ -83,6 +86,7 @@ def read_examples(
         quarantine: JSONL file for bad rows, written whole ({source, reason, row} each). None: a bad row is an error.
         max_rows: stop after this many rows.
         constants: columns that every row gets, under our names; what a format is to do with all rows alike (`aspects`).
+        stop: False: bad rows are left out and listed in `Dataset.bad`, with or without a quarantine file.
 
     Raises:
         DataError: nothing to read, a damaged file, columns of no known format, bad rows, no usable row.
@@ -98,7 +102,7 @@ def read_examples(
         _check_quarantine(aside, sources)
     for one in sources:
         reading.take(one)
-    return reading.finish(aside)
+    return reading.finish(aside, stop=stop and aside is None)
 
 
 @dataclass
@@ -209,7 +213,7 @@ class _Reading:
         self.names[name] = (text, place)
         return replace(example, id=name)
 
-    def finish(self, quarantine: Path | None) -> Dataset:
+    def finish(self, quarantine: Path | None, *, stop: bool) -> Dataset:
         """The Dataset, after the quarantine file is written; or the error that lists what is bad."""
         n_bad = len(self.problems)
         if quarantine is not None:
@@ -220,7 +224,7 @@ class _Reading:
             raise DataError("; ".join(n for n in self.notes if n.endswith("no rows")) or "data: no rows")
         if not self.examples:
             raise DataError(f"no usable row: all {n_bad} rows that were read are bad\n{listing(self.problems)}")
-        if n_bad and quarantine is None:
+        if n_bad and stop:
             raise DataError(
                 f"{n_bad} of {self.n_read} rows cannot be used\n{listing(self.problems)}\n"
                 "Mend them, or set quarantine=FILE to move them there, each with the reason, and go on with the others."
@@ -230,7 +234,8 @@ class _Reading:
                 f"{self.n_repeated} row{'s'[: self.n_repeated != 1]} repeat the prompt and responses of an earlier one; kept, "
                 "with #2, #3, … behind the id"
             )
-        return Dataset(self.examples, dict(self.formats), self.n_read, 0, n_bad, self.notes)
+        bad = [(place, reason) for place, _, reason in (problem.partition(": ") for problem in self.problems)]
+        return Dataset(self.examples, dict(self.formats), self.n_read, 0, n_bad, self.notes, bad)
 
 
 def _format(name: str) -> Format:

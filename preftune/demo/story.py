@@ -24,7 +24,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from preftune.api import train
-from preftune.data.check import inspect
 from preftune.data.judgments import append_judgments
 from preftune.data.pairs import preferences
 from preftune.data.template import Renderer
@@ -32,6 +31,7 @@ from preftune.data.types import Example, Judgment
 from preftune.data.write import plain, write_examples
 from preftune.demo.rubric import Grade, grade, plain_text, reward
 from preftune.demo.world import World, build_tokenizer
+from preftune.diagnose.check import inspect
 from preftune.engine.policy import Policy
 from preftune.errors import StorageError
 from preftune.evaluate.estimate import Estimate, mean, win_rate
@@ -111,7 +111,7 @@ def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
     data = out / "preferences.jsonl"
     write_examples(data, preferences(collected, judgments).examples)
     append_judgments(out / "judgments.jsonl", judgments)
-    console.print("   check: " + "; ".join(inspect(str(data)).as_text().splitlines()[-3:]))
+    console.print("   check: " + inspect(str(data)).summary)
 
     say("5  DPO", f"beta {BETA}, {size.dpo_epochs} passes over the preferences")
     dpo = train(dpo_settings(sft, data, out, size, seed), quiet=True)

@@ -55,8 +55,8 @@ PANELS = (
 )
 
 # Colours that no figure of matplotlib's uses, replaced in the SVG by the page's.
-_INK, _FAINT, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206"
-_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _FIRST: "var(--series-1)", _SECOND: "var(--series-2)"}
+INK, FAINT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", FIRST: "var(--series-1)", SECOND: "var(--series-2)"}
 
 
 class Curve(NamedTuple):
@@ -102,7 +102,7 @@ def _draw(panel: Panel, lines: list[tuple[str, str, list[tuple[int, float]]]]) -
         figure = Figure(figsize=(4.4, 2.6), layout="constrained")
         axes = figure.add_subplot()
         if panel.level is not None:
-            axes.axhline(panel.level, color=_FAINT, linewidth=1, zorder=0)
+            axes.axhline(panel.level, color=FAINT, linewidth=1, zorder=0)
         for metric, split, points in lines:
             name = f"{metric.rsplit('/', 1)[-1]}, " if len(panel.metrics) > 1 else ""
             label = name + ("held out" if split == "eval" else "training")
@@ -110,7 +110,7 @@ def _draw(panel: Panel, lines: list[tuple[str, str, list[tuple[int, float]]]]) -
         _dress(axes, panel, legend=len(lines) > 1)
         out = io.StringIO()
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})  # type: ignore[no-untyped-call]
-    return _inline(out.getvalue(), f"{panel.title}, {panel.unit}, by step")
+    return inline(out.getvalue(), f"{panel.title}, {panel.unit}, by step")
 
 
 def _line(axes: Axes, points: list[tuple[int, float]], *, label: str, held_out: bool, second: bool) -> None:
@@ -119,7 +119,7 @@ def _line(axes: Axes, points: list[tuple[int, float]], *, label: str, held_out: 
         steps,
         values,
         label=label,
-        color=_SECOND if second else _FIRST,
+        color=SECOND if second else FIRST,
         linestyle=(0, (4, 2)) if second else "-",
         linewidth=2 if held_out else 1,
         alpha=1 if held_out else 0.55,
@@ -131,16 +131,16 @@ def _line(axes: Axes, points: list[tuple[int, float]], *, label: str, held_out: 
 def _dress(axes: Axes, panel: Panel, *, legend: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel("step", color=_INK)
-    axes.set_ylabel(panel.unit, color=_INK)
+    axes.set_xlabel("step", color=INK)
+    axes.set_ylabel(panel.unit, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.tick_params(colors=_INK, length=3)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.5, alpha=0.6)
+    axes.tick_params(colors=INK, length=3)
+    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)
     axes.patch.set_visible(False)
     axes.figure.patch.set_visible(False)
     if legend:
@@ -150,10 +150,10 @@ def _dress(axes: Axes, panel: Panel, *, legend: bool) -> None:
             "ncols": 2,
             "borderaxespad": 0,
         }  # over no line
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=8, **place)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8, **place)
 
 
-def _inline(svg: str, label: str) -> str:
+def inline(svg: str, label: str) -> str:
     """The <svg> element alone, in the page's colours and font, without metadata, its own style sheet or a fixed size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -14,12 +14,15 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from preftune.errors import PreftuneError
 from preftune.files import write_atomic
 from preftune.report.curves import Curve, curves, series
 from preftune.run import Run
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _TEMPLATE = "page.html.jinja"
 _T = TypeVar("_T")
@@ -90,9 +93,14 @@ def write_report(run: Run) -> Path:
 
 def render(page: Page) -> str:
     """The HTML of a page."""
+    return templates().get_template(_TEMPLATE).render(page._asdict())
+
+
+def templates() -> Environment:
+    """The page templates of this package; what they show is escaped, and a name that is not given is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -100,7 +108,6 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(_TEMPLATE).render(page._asdict())
 
 
 def read(run: Run) -> Page:
