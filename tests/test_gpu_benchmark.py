@@ -56,9 +56,9 @@ def test_operations_are_what_torch_counts(benchmark: Any, padded: bool) -> None:
     trees = inputs.make_trees(inputs.TINY_LENGTHS["hh"], 3, vocabulary=512, longest=64)
     model = inputs.make_model(inputs.TINY, torch.device("cpu"), longest=64)
     policy = Policy(model, ScoringPath("rows" if padded else "forest", "own"))
-    from preftune.engine.linear import use_fast_products
+    from preftune.engine.fused import use_fused
 
-    use_fast_products(model, False)  # oneDNN's products are not in torch's table
+    use_fused(model, False)  # oneDNN's products are not in torch's table
     with FlopCounterMode(display=False) as counter:
         policy(policy.pack(trees), as_packed=True).sum().backward()
     by_kind = {str(k): v for k, v in counter.get_flop_counts()["Global"].items()}

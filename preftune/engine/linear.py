@@ -7,7 +7,7 @@ timing, so that a resumed run makes the same one.
 
 from __future__ import annotations
 
-from types import MethodType
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,32 +38,73 @@ def _served(a: Tensor, b: Tensor) -> bool:
     )
 
 
+class Recipe:
+    """How the input of linear layers is made again, so that they need not keep it.
+
+    It travels with the tensor. Layers that read the same tensor share it: the backward pass makes it once for all of them, and
+    lets it go after the last.
+    """
+
+    _NAME = "_preftune_recipe"
+
+    def __init__(self, make: Callable[..., Tensor], *inputs: Tensor) -> None:
+        """`make(*inputs)` gives the tensor, bit for bit as it was. `inputs` are what is kept instead."""
+        self.inputs = tuple(x.detach() for x in inputs)
+        self.shared = _Shared(make)
+
+    def attach(self, made: Tensor) -> Tensor:
+        """`made`, from which whoever is given this very tensor can tell how it is made."""
+        setattr(made, self._NAME, self)
+        return made
+
+    @classmethod
+    def of(cls, x: Tensor) -> Recipe | None:
+        """The recipe that a tensor carries."""
+        return getattr(x, cls._NAME, None)
+
+
+class _Shared:
+    """What the readers of one recipe share in the backward pass. The inputs are autograd's to keep and to let go."""
+
+    def __init__(self, make: Callable[..., Tensor]) -> None:
+        self._make = make
+        self.readers = 0
+        self._made: Tensor | None = None
+
+    def read(self, *inputs: Tensor) -> Tensor:
+        made = self._make(*inputs) if self._made is None else self._made
+        self.readers -= 1
+        self._made = made if self.readers > 0 else None
+        return made
+
+
 class _Linear(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe | None) -> Tensor:
+        learns = ctx.needs_input_grad[1]
+        ctx.shared = recipe.shared if recipe is not None and learns else None
+        if ctx.shared is not None:
+            ctx.shared.readers += 1
+        ctx.save_for_backward(weight, *(() if not learns else recipe.inputs if recipe is not None else (x,)))
         return product_t(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias = ctx.needs_input_grad
+        weight, *kept = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         flat = grad.reshape(-1, grad.shape[-1])
         grad_x = product_t(grad, weight.T) if need_x else None
-        grad_weight = product_t(flat.T, x.reshape(-1, x.shape[-1]).T) if need_weight else None
-        return grad_x, grad_weight, flat.sum(0) if need_bias else None
+        grad_weight = None
+        if need_weight:
+            x = kept[0] if ctx.shared is None else ctx.shared.read(*kept)
+            grad_weight = product_t(flat.T, x.reshape(-1, x.shape[-1]).T)
+        return grad_x, grad_weight, flat.sum(0) if need_bias else None, None
 
 
-def _forward(module: nn.Linear, x: Tensor) -> Tensor:
-    if not _served(x, module.weight) or torch.is_autocast_enabled(x.device.type):
+def fast_linear(module: nn.Linear, x: Float[Tensor, "*rows k"]) -> Float[Tensor, "*rows n"]:
+    """The forward pass of a linear layer."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.dtype != module.weight.dtype:
         return usual_linear(x, module.weight, module.bias)
-    return _Linear.apply(x, module.weight, module.bias)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def use_fast_products(model: nn.Module, on: bool) -> None:
-    """Gives the linear layers of a model this forward pass, or their own again."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__dict__.pop("forward", None)
-            if on:
-                module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+    if not torch.is_grad_enabled():
+        return product_t(x, module.weight, module.bias)
+    return _Linear.apply(x, module.weight, module.bias, Recipe.of(x))  # type: ignore[no-any-return, no-untyped-call]

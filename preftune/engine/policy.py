@@ -28,8 +28,8 @@ from preftune.engine.attention import FOREST, Forest
 from preftune.engine.backends import CANNOT, Measured, available, fastest, register
 from preftune.engine.batch import Batch, Layout, alone, even_rows, pack, rows_of
 from preftune.engine.distribution import Predictions
+from preftune.engine.fused import use_fused
 from preftune.engine.head import HeadShape, token_logps
-from preftune.engine.linear import use_fast_products
 from preftune.errors import ModelError
 from preftune.model.attention import own_attention
 from preftune.model.lora import plain
@@ -64,7 +64,7 @@ class Policy(nn.Module):
         if wanted != plain(model).config._attn_implementation:
             plain(model).set_attn_implementation(wanted)
         on_cpu = next(model.parameters()).device.type == "cpu"
-        use_fast_products(model, path.head == "own" and on_cpu)
+        use_fused(model, path.head == "own" and on_cpu)
         self._longest_together = _longest_together(plain(model).config)
 
     def forward(

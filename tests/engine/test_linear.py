@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from preftune.engine import linear as module
-from preftune.engine.linear import product_t, use_fast_products
+from preftune.engine.fused import use_fused
+from preftune.engine.linear import product_t
 from preftune.engine.policy import Path, Policy
 
 needs_onednn = pytest.mark.skipif(not module._AVAILABLE, reason="this build of torch has no oneDNN linear")
@@ -45,7 +46,7 @@ def test_values_and_gradients(
     out = torch.randn(*rows, n)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_SMALLEST", 1)
-        use_fast_products(layer, True)
+        use_fused(layer, True)
         found = layer(x)
         found.backward(out)
     oracle(y).backward(out.double())
@@ -69,7 +70,7 @@ def test_other_types_and_small_matrices_go_the_usual_way(monkeypatch: pytest.Mon
     small = torch.ones(8, 8)
     assert torch.equal(product_t(small, small), small @ small.T)
     layer = nn.Linear(300, 300)
-    use_fast_products(layer, True)
+    use_fused(layer, True)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.ones(2, 300)).dtype == torch.bfloat16
 
@@ -91,7 +92,7 @@ def test_a_policy_scores_and_learns_the_same(everywhere: None, lora: bool) -> No
     found.sum().backward()
     gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
-    use_fast_products(policy, False)
+    use_fused(policy, False)
     usual = policy(batch)
     usual.sum().backward()
     torch.testing.assert_close(found, usual, rtol=1e-5, atol=1e-5)
@@ -102,11 +103,11 @@ def test_a_policy_scores_and_learns_the_same(everywhere: None, lora: bool) -> No
 
 def test_a_copy_has_its_own_weights(everywhere: None) -> None:
     layer = nn.Linear(4, 4, bias=False)
-    use_fast_products(layer, True)
+    use_fused(layer, True)
     other = copy.deepcopy(layer)
     with torch.no_grad():
         other.weight.zero_()
     assert float(layer(torch.ones(4)).detach().abs().sum()) > 0
     assert float(other(torch.ones(4)).detach().abs().sum()) == 0
-    use_fast_products(layer, False)
+    use_fused(layer, False)
     assert "forward" not in layer.__dict__
