@@ -55,7 +55,7 @@ def win_rate(preferences: Sequence[float | None]) -> WinRate:
     )
 
 
-def preference(coded: float | None) -> float | None:
+def preference(coded: float | int | None) -> float | None:
     """AlpacaEval's code as a probability: 1 the baseline's answer is better, 2 the model's, 1.5 (in old files 0) a tie.
 
     None for null, NaN and what lies outside: a judgment that failed.

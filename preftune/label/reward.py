@@ -4,23 +4,24 @@
 >>> scored[0].score
 1.84
 
-Prompt and response are rendered by the model's own chat template, exactly as in training; a model without one (an encoder such
-as DeBERTa) reads the prompt's text and the response's as a pair of texts.
+Prompt and response are rendered by the model's own chat template, exactly as in training. A model without one that is asked
+about messages (an encoder such as DeBERTa) reads the prompt's text and the response's as a pair of texts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from preftune.data.template import Renderer
-from preftune.data.types import Example
+from preftune.data.types import Example, Tree
+from preftune.engine.reward import RewardModel
 from preftune.engine.score import by_length
 from preftune.errors import ModelError
 from preftune.label.scored import Scored
@@ -28,6 +29,9 @@ from preftune.label.template import instruction, transcript
 from preftune.model.device import pick_device
 from preftune.model.load import context_length, load_tokenizer, quiet_transformers, resolve, stop_ids
 from preftune.model.reward import load_reward_model
+
+Place = tuple[int, int]
+"""Which example, which of its responses."""
 
 
 def score_by_reward(
@@ -46,69 +50,64 @@ def score_by_reward(
     quiet_transformers()
     folder = resolve(model)
     network = load_reward_model(folder).to(pick_device(device)).eval()
-    tokenizer = load_tokenizer(folder)
-    limit = context_length(folder)
-    annotator = f"reward:{folder.name}"
-    places = [(e, k) for e in examples for k in range(len(e.responses))]
-    ids = _rendered(examples, tokenizer, folder, template, limit)
-    fits = [n for n, row in enumerate(ids) if limit is None or len(row) <= limit]
-    scores: dict[int, float] = {}
-    for group, values in _forward(network, ids, fits, tokens_per_batch):
-        scores.update(zip(group, values, strict=True))
-        on_progress(len(scores), len(fits))
-    if bad := [n for n, value in scores.items() if not math.isfinite(value)]:
-        raise ModelError(f"{folder}: the score of example {places[bad[0]][0].id!r} is not finite: the weights are damaged")
-    at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return [
-        Scored(
-            e.id,
-            k,
-            scores.get(n),
-            annotator,
-            0.0,
-            at,
-            "" if n in scores else f"{len(ids[n])} tokens, the model's context is {limit}",
-        )
-        for n, (e, k) in enumerate(places)
-    ]
-
-
-def _rendered(
-    examples: Sequence[Example], tokenizer: Any, folder: Path, template: str | None, limit: int | None
-) -> list[list[int]]:
-    """Token ids of each response with its prompt, not truncated."""
+    tokenizer, limit = load_tokenizer(folder), context_length(folder)
+    total = sum(len(e.responses) for e in examples)
+    scores: dict[Place, float] = {}
     if template is None and tokenizer.chat_template is None and any(not isinstance(e.prompt, str) for e in examples):
-        return [
-            tokenizer(instruction(e.prompt), transcript(r), truncation=False)["input_ids"]
-            for e in examples
-            for r in e.responses
-        ]
-    longest = 10**9  # whoever is too long is said to be, not cut
-    renderer = Renderer(tokenizer, template=template, max_length=longest, stop_ids=stop_ids(folder))
-    rows = []
-    for e, tree in zip(examples, renderer.trees(examples), strict=True):
+        found = _by_texts(network, tokenizer, examples, limit)
+    else:  # whoever is too long is said to be, not cut
+        renderer = Renderer(tokenizer, template=template, max_length=10**9, stop_ids=stop_ids(folder))
+        found = _by_trees(network, _trees(renderer, examples, folder), limit, tokens_per_batch)
+    for place, score in found:
+        if not math.isfinite(score):
+            raise ModelError(f"{folder}: the score of example {examples[place[0]].id!r} is {score}: the weights are damaged")
+        scores[place] = score
+        on_progress(len(scores), total)
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    result = []
+    for place in ((n, k) for n, e in enumerate(examples) for k in range(len(e.responses))):
+        why = "" if place in scores else f"longer than the model's context of {limit} tokens"
+        result.append(Scored(examples[place[0]].id, place[1], scores.get(place), f"reward:{folder.name}", 0.0, at, why))
+    return result
+
+
+def _trees(renderer: Renderer, examples: Sequence[Example], folder: Path) -> list[Tree]:
+    trees = []
+    for example, tree in zip(examples, renderer.trees(examples), strict=True):
         if tree is None:
-            raise ModelError(f"{folder}: its template refuses example {e.id!r}: {renderer.report.dropped[-1][1]}")
-        rows += [np.concatenate([tree.prompt, branch.ids]).tolist() for branch in tree.branches]
-    return rows
+            raise ModelError(f"{folder}: its template refuses example {example.id!r}: {renderer.report.dropped[-1][1]}")
+        trees.append(tree)
+    return trees
 
 
-@torch.inference_mode()
-def _forward(
-    network: Any, ids: Sequence[Sequence[int]], rows: Sequence[int], budget: int
-) -> Iterator[tuple[list[int], list[float]]]:
-    """Scores in batches of about equal length; one by one without a padding token, by which a decoder finds a row's end."""
-    pad = network.config.pad_token_id
+def _by_trees(network: Any, trees: Sequence[Tree], limit: int | None, budget: int) -> Iterator[tuple[Place, float]]:
+    """Scores of the packed forest, longest trees first; branches beyond the context are left out."""
+    kept: list[tuple[int, list[int], Tree]] = []
+    for n, tree in enumerate(trees):
+        fits = [k for k, b in enumerate(tree.branches) if limit is None or len(tree.prompt) + len(b.ids) <= limit]
+        if fits:
+            kept.append(
+                (n, fits, replace(tree, branches=tuple(tree.branches[k] for k in fits), pairs=(), labels=(), scores=()))
+            )
+    if not kept:
+        return
+    scorer = RewardModel.choose(network, [tree for _, _, tree in kept])
+    scorer.eval()
+    for group in by_length(range(len(kept)), [tree.n_tokens for _, _, tree in kept], budget):
+        with torch.inference_mode():
+            values = iter(scorer(scorer.pack([kept[at][2] for at in group])).float().cpu().tolist())
+        for at in group:
+            n, fits, _ = kept[at]
+            yield from (((n, k), next(values)) for k in fits)
+
+
+def _by_texts(network: Any, tokenizer: Any, examples: Sequence[Example], limit: int | None) -> Iterator[tuple[Place, float]]:
+    """Scores of pairs of texts, one by one: their tokenizer alone knows how two texts are joined."""
     where = next(network.parameters()).device
-    lengths = [len(row) for row in ids]
-    for group in by_length(rows, lengths, budget):
-        parts = [group] if pad is not None else [[n] for n in group]
-        for part in parts:
-            width = max(lengths[n] for n in part)
-            tokens = torch.full((len(part), width), pad or 0, dtype=torch.long)
-            mask = torch.zeros_like(tokens)
-            for at, n in enumerate(part):
-                tokens[at, : lengths[n]] = torch.tensor(ids[n], dtype=torch.long)
-                mask[at, : lengths[n]] = 1
-            out = network(input_ids=tokens.to(where), attention_mask=mask.to(where)).logits
-            yield part, out[:, 0].float().cpu().tolist()
+    for n, example in enumerate(examples):
+        for k, response in enumerate(example.responses):
+            given = tokenizer(instruction(example.prompt), transcript(response), truncation=False, return_tensors="pt")
+            if limit is None or given["input_ids"].shape[1] <= limit:
+                with torch.inference_mode():
+                    score = float(network(**given.to(where)).logits[0, 0])
+                yield (n, k), score
