@@ -81,6 +81,7 @@ LOSSES = Registry(
         "bco": "preftune.losses.unpaired:bco",
         "bco_pair": "preftune.losses.sides:bco_pair",
         "beta_dpo": "preftune.losses.dpo:beta_dpo",
+        "bradley_terry": "preftune.losses.reward:bradley_terry",
         "cpo": "preftune.losses.reference_free:cpo",
         "discopop": "preftune.losses.margins:discopop",
         "dpo": "preftune.losses.dpo:dpo",
