@@ -78,8 +78,9 @@ def test_an_encoder_reads_two_texts(tmp_path: Path) -> None:
     base.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    PreTrainedTokenizerFast(tokenizer_object=base, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"
-                            ).save_pretrained(tmp_path)  # fmt: skip
+    names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's own tokenizer says
+    PreTrainedTokenizerFast(tokenizer_object=base, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
+                            model_input_names=names).save_pretrained(tmp_path)  # fmt: skip
     torch.manual_seed(0)
     config = BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
                         max_position_embeddings=16, num_labels=1, initializer_range=0.5)  # fmt: skip
