@@ -72,20 +72,27 @@ def fastest(backends: list[Backend], measure: Callable[[str], Measured]) -> tupl
     """
     if not backends:
         return FOREST, "one call per branch"
-    known = measure(FOREST)
-    noise = _errors(measure(ROUNDED), known)
+    try:
+        known = measure(FOREST)
+        noise = _errors(measure(ROUNDED), known)
+    except CANNOT as error:
+        return FOREST, f"one call per branch; the others could not be compared with it: {_first_line(error)}"
     reasons = []
     for backend in backends:
         try:
             errors = _errors(measure(backend.name), known)
         except CANNOT as error:
-            reasons.append(f"not {backend.what}: {(str(error) or type(error).__name__).splitlines()[0]}")
+            reasons.append(f"not {backend.what}: {_first_line(error)}")
             continue
         found = f"{errors[0]:.1e} nats a token, gradient {errors[1]:.1e} (rounding: {noise[0]:.1e}, {noise[1]:.1e})"
         if all(error <= max(2 * rounding, 1e-4) for error, rounding in zip(errors, noise, strict=True)):
             return backend.name, "; ".join([f"{backend.what}, which differs from one call per branch by {found}", *reasons])
         reasons.append(f"not {backend.what}: it differs from one call per branch by {found}")
     return FOREST, "; ".join(["one call per branch", *reasons])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _errors(found: Measured, known: Measured) -> list[float]:

@@ -175,7 +175,7 @@ class Policy(nn.Module):
             if off <= allowed:
                 why = f"{name}, largest difference from the model's own forward {off:.1e} nats per token"
                 path = replace(path, why="; ".join([why, *reasons]))
-                return cls(model, _with_attention(model, path, probe, autocast), autocast=autocast)
+                return cls(model, _with_attention(cls, model, path, probe, autocast), autocast=autocast)
             reasons.append(f"{name}: log-probs differ by {off:.1e} nats")
         why = "; ".join(["one response at a time, by the model's own forward", *reasons])
         return cls(model, replace(_DEFINITION, why=why), autocast=autocast)
@@ -259,7 +259,7 @@ def _score(policy: Policy, trees: Sequence[Tree]) -> Float[Tensor, "S"]:
         policy.train(was_training)
 
 
-def _with_attention(model: Any, path: Path, probe: Sequence[Tree], autocast: torch.dtype | None) -> Path:
+def _with_attention(kind: type[Policy], model: Any, path: Path, probe: Sequence[Tree], autocast: torch.dtype | None) -> Path:
     """`path` with the fastest attention that is exact in the precision of the run."""
     backends = available(next(model.parameters()).device) if path.layout == "forest" else []
     if not backends:
@@ -267,7 +267,7 @@ def _with_attention(model: Any, path: Path, probe: Sequence[Tree], autocast: tor
     small = [probe[0], probe[-1]]  # a gradient holds on to every layer
 
     def measure(name: str) -> Measured:
-        policy = Policy(model, replace(path, attention=name), autocast=autocast)
+        policy = kind(model, replace(path, attention=name), autocast=autocast)
         return Measured(_score(policy, probe), _embedding_gradient(policy, small))
 
     name, why = fastest(backends, measure)

@@ -53,16 +53,17 @@ def cast_frozen(model: Any, dtype: torch.dtype, *, exactly: bool = False) -> Non
     """Stores the frozen matrices of linear layers in `dtype`, that of autocast, which would cast them before each product.
 
     Products are the same to the last bit, at half the memory and without the copies. What autocast leaves in float32
-    (embeddings, norms, adapters) stays, and so does a head that shares its weight with the embedding. From now on the model
-    runs under autocast alone (`autocast_of`).
+    (embeddings, norms, adapters, the head of a reward model) stays, and so does a head that shares its weight with the
+    embedding. From now on the model runs under autocast alone (`autocast_of`).
 
     exactly: only matrices that lose nothing by it, as those of a model that was published in `dtype`, so that adapters can be
     merged into what the base was.
     """
     model._preftune_autocast = dtype
-    shared = plain(model).get_input_embeddings().weight
+    base = plain(model)
+    shared, apart = base.get_input_embeddings().weight, set(base.score.modules()) if hasattr(base, "score") else set()
     for module in model.modules():
-        if type(module) is not torch.nn.Linear or module.weight.requires_grad or module.weight is shared:
+        if type(module) is not torch.nn.Linear or module.weight.requires_grad or module.weight is shared or module in apart:
             continue
         for parameter in module.parameters(recurse=False):
             cast = parameter.data.to(dtype)

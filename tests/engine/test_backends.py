@@ -108,6 +108,27 @@ def test_twice_the_rounding_is_granted_and_no_more() -> None:
 
 
 @pytest.mark.usefixtures("_there")
+def test_a_reward_model_chooses_in_the_same_way() -> None:
+    from preftune.engine.reward import RewardModel
+    from preftune.model.reward import with_scalar_head
+
+    chosen = RewardModel.choose(
+        with_scalar_head(tiny.model("llama", dtype=torch.float32), seed=0), TREES, autocast=torch.bfloat16
+    )
+    assert isinstance(chosen, RewardModel) and chosen.path.attention == "test_good", chosen.path.why
+
+
+def test_what_cannot_be_compared_is_not_taken() -> None:
+    def measure(name: str) -> Measured:
+        if name == ROUNDED:
+            raise RuntimeError("out of memory\nso much was asked for")
+        return Measured(torch.zeros(4), torch.ones(4))
+
+    name, why = fastest([GOOD], measure)
+    assert name == FOREST and why.endswith("could not be compared with it: out of memory")
+
+
+@pytest.mark.usefixtures("_there")
 def test_the_choice_is_the_same_every_time() -> None:
     said = {Policy.choose(tiny.model("llama"), TREES, autocast=torch.bfloat16).path.why for _ in range(2)}
     assert len(said) == 1

@@ -182,3 +182,15 @@ def test_what_would_be_rounded_stays_where_adapters_are_to_be_merged() -> None:
     assert plain(model).model.layers[0].mlp.down_proj.base_layer.weight.dtype == torch.bfloat16, (
         "the model itself is left alone"
     )
+
+
+def test_the_head_of_a_reward_model_keeps_its_digits() -> None:
+    from preftune.model.lora import cast_frozen
+    from preftune.model.reward import with_scalar_head
+
+    base = with_scalar_head(tiny.model("llama", dtype=torch.float32), seed=0)
+    base._preftune_inference_attention = "sdpa"
+    model = add_lora(base, Lora(r=4), base="base", seed=0)
+    cast_frozen(model, torch.bfloat16)
+    assert all(p.dtype == torch.float32 for name, p in model.named_parameters() if ".score." in name)
+    assert plain(model).model.layers[0].mlp.down_proj.base_layer.weight.dtype == torch.bfloat16
