@@ -224,7 +224,7 @@ class Config(Section):
     deterministic: Annotated[
         bool, setting("on a GPU: only kernels that add in a fixed order, so that a resumed run is equal bit for bit; slower")
     ] = False
-    cache: Annotated[Text | None, setting("folder of reference log-probs; null: ~/.cache/preftune")] = None
+    cache: Annotated[Text | None, setting("folder of reference log-probs and tokens; null: ~/.cache/preftune")] = None
     trackers: Annotated[list[Literal["tensorboard", "wandb"]], setting("also write the metrics there")] = Field(
         default_factory=list
     )

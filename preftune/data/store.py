@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from preftune.files import storage, write_atomic
 
@@ -41,8 +43,6 @@ class _Shard(NamedTuple):
 
     def value(self, row: int) -> Value | None:
         """The value of one row; None where it is damaged."""
-        from safetensors import SafetensorError
-
         start, end = int(self.offsets[row]), int(self.offsets[row + 1])
         try:
             value: Value = self.values[start:end] if start < end else np.zeros(0, np.float32)
@@ -88,8 +88,6 @@ class Store:
 
     def add(self, keys: Sequence[bytes], values: Sequence[Value]) -> None:
         """Writes the values as one file, atomically. Raises StorageError."""
-        from safetensors.numpy import save
-
         if not keys:
             return
         table = np.array(keys, "S16")
@@ -134,8 +132,6 @@ class Store:
 
     def _open(self, file: Path) -> None:
         """Maps a file that is there; one whose parts do not fit together is set aside."""
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(file, framework="np") as parts:
                 keys, offsets, check = (parts.get_tensor(name) for name in ("keys", "offsets", "check"))
