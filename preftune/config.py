@@ -11,27 +11,20 @@ parameters of the chosen objective, read from its signature, and no others.
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from preftune.errors import ConfigError, listing, nearest
-from preftune.registry import FORMATS, LOSSES, MODIFIERS
+from preftune.loss_settings import entry_of, first_record, loss_section, objectives_in, of_another_objective
+from preftune.registry import FORMATS, LOSSES
+from preftune.section import Section, setting
 from preftune.settings_text import described, is_section, problems
 from preftune.yamlfile import Places, dump_yaml, load_yaml, parse_word
-
-
-def setting(help: str, *, unit: str = "", **bounds: Any) -> Any:
-    """What one setting means: a line of help, its unit, and its bounds (`gt`, `ge`, `lt`, `le`).
-
-    Used inside `Annotated[...]`, both here and for the keyword-only parameters of an objective.
-    """
-    return Field(description=help, json_schema_extra={"unit": unit} if unit else None, **bounds)
 
 
 def _as_text(value: Any) -> Any:
@@ -51,12 +44,6 @@ Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 
 _USUAL_RATE = 1e-6
 _RATES = {"Tokens": 2e-5, "Scores": 1e-5}  # peak learning rates that are usual for objectives of these records alone
-
-
-class Section(BaseModel):
-    """A part of the settings: frozen, strict about types, closed to unknown names."""
-
-    model_config = {"frozen": True, "extra": "forbid", "strict": True, "allow_inf_nan": False, "protected_namespaces": ()}
 
 
 class Optim(Section):
@@ -300,40 +287,6 @@ def _absolute(place: Any) -> Any:
     return str(Path(place).expanduser().resolve())
 
 
-def first_record(function: Callable[..., Any]) -> type:
-    """The record of an objective's units: the type of its first argument, whether of a micro-batch or of the whole step."""
-    record: type = get_type_hints(function)[next(iter(inspect.signature(function).parameters))]
-    return record
-
-
-def parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """Default values of a function's keyword-only arguments, by name."""
-    arguments = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in arguments if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def modifiers(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """The modifiers that compose with an objective: those of the same record."""
-    return {name: m for name in MODIFIERS if first_record(m := MODIFIERS[name]) is first_record(function)}
-
-
-@cache
-def loss_section(name: str, *, weighted: bool = False) -> type[Section]:
-    """The section `loss` for one objective: its parameters and those of its modifiers, with defaults, help and bounds.
-
-    weighted: it is one of several in a list, and has a weight.
-    """
-    own: dict[str, Any] = {"name": (Annotated[Literal[name], setting(f"objective: {', '.join(sorted(LOSSES))}")], name)}
-    if weighted:
-        own["weight"] = (Annotated[float, setting("factor of its mean in the sum of objectives", gt=0)], 1.0)
-    objective = LOSSES[name]
-    for function in (objective, *modifiers(objective).values()):
-        hints = get_type_hints(function, include_extras=True)
-        own |= {p: (hints[p], default) for p, default in parameters(function).items()}
-    title = (inspect.getdoc(objective) or "The objective: its name, then its own parameters.").splitlines()[0]
-    return create_model(f"Loss_{name}", __base__=Section, __doc__=title, **own)
-
-
 @cache
 def _settings(losses: tuple[str, ...], listed: bool) -> type[Config]:
     sections = tuple(loss_section(name, weighted=listed) for name in losses)
@@ -360,7 +313,7 @@ def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
     )
     if path[0] == "loss" and isinstance(tree.get("loss"), list):
         if len(path) > 1:
-            tree, path = _entry(tree["loss"], path), path[2:]
+            tree, path = entry_of(tree["loss"], path), path[2:]
         else:
             del tree["loss"]  # not one of several any more
     if path == ["loss"] and isinstance(value, str):
@@ -380,21 +333,9 @@ def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
         tree[path[-1]] = value
 
 
-def _entry(losses: list[Any], path: list[str]) -> dict[str, Any]:
-    """The objective that `loss.1.weight` speaks of, as a mapping in the list."""
-    if len(path) < 3 or not path[1].isdigit() or int(path[1]) >= len(losses):
-        raise ConfigError(
-            f"{'.'.join(path)}: there are {len(losses)} objectives; name one as loss.0.{path[-1]}, counted from 0"
-        )
-    i = int(path[1])
-    losses[i] = {"name": losses[i]} if isinstance(losses[i], str) else losses[i]
-    entry: dict[str, Any] = losses[i]
-    return entry
-
-
 def _checked(tree: dict[str, Any], places: Places) -> Config:
     """The settings, or one ConfigError that lists every mistake: where, which, what was expected, what was found."""
-    losses, wrong = _objectives(tree)
+    losses, wrong = objectives_in(tree)
     listed = isinstance(tree["loss"], list)
     if wrong:  # look for further mistakes with an objective that exists
         losses, listed, tree = ("dpo",), False, {k: v for k, v in tree.items() if k != "loss"}
@@ -404,51 +345,9 @@ def _checked(tree: dict[str, Any], places: Places) -> Config:
         if not wrong:
             return config
     except ValidationError as error:
-        wrong += problems(model, error, elsewhere=lambda name: _of_another_objective(name, losses, listed))
+        wrong += problems(model, error, elsewhere=lambda name: of_another_objective(name, losses, listed))
     lines = [f"{where}: {name}: {what}" if (where := places.of(name)) else f"{name}: {what}" for name, what in wrong]
     raise ConfigError(lines[0] if len(lines) == 1 else f"{len(lines)} settings are wrong:\n{listing(lines)}") from None
-
-
-def _objectives(tree: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
-    """Names of the objectives in `tree`, and what is wrong with them. In `tree` each becomes a mapping with a name."""
-    given = tree.get("loss", {})
-    if isinstance(given, Section | tuple):  # of a Config that is there already
-        given = [g.model_dump() for g in given] if isinstance(given, tuple) else given.model_dump()
-    entries = given if isinstance(given, list) else [given]
-    usual = {} if isinstance(given, list) else {"name": "dpo"}
-    entries = [{"name": e} if isinstance(e, str) else {**usual, **e} if isinstance(e, Mapping) else e for e in entries]
-    tree["loss"] = entries if isinstance(given, list) else entries[0]
-    wrong: list[tuple[str, str]] = [] if entries else [("loss", "an empty list: expected at least one objective")]
-    for i, entry in enumerate(entries):
-        place = f"loss.{i}" if isinstance(given, list) else "loss"
-        if not isinstance(entry, dict):
-            wrong.append(
-                (place, f"expected the name of an objective or a section such as {{name: dpo, beta: 0.1}}; got {entry!r}")
-            )
-            continue
-        try:
-            entry["name"] = LOSSES.whole_name(entry.get("name"))
-            LOSSES[entry["name"]]  # a user's own is checked when it is loaded
-        except ConfigError as error:
-            wrong.append((f"{place}.name", str(error)))
-    return () if wrong else tuple(e["name"] for e in entries), wrong
-
-
-def _of_another_objective(name: str, losses: tuple[str, ...], listed: bool) -> str | None:
-    """What the parameter `loss.beta` (in a list `loss.1.beta`) belongs to, where it is not one of this objective."""
-    section, _, rest = name.partition(".")
-    if section != "loss":
-        return None
-    *index, parameter = rest.split(".")
-    own = loss_section(losses[int(index[0]) if index else 0], weighted=listed).model_fields
-    others = [loss for loss in LOSSES if parameter in loss_section(loss).model_fields]
-    if parameter == "weight":
-        return "an objective by itself has no weight; in a list each has one, as in loss: [dpo, {name: sft, weight: 0.2}]"
-    if not others:
-        return None
-    has = ", ".join(f"loss.{p}" for p in own if p != "name") or "no parameters"
-    theirs = ", ".join(others) if len(others) <= 3 else f"{', '.join(others[:2])} and {len(others) - 2} others"
-    return f"a parameter of {theirs}; the objective {own['name'].default} has {has}"
 
 
 def describe(loss: str | None = None) -> str:

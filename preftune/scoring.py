@@ -22,6 +22,7 @@ from preftune.data.types import Tree
 from preftune.engine.policy import Policy
 from preftune.engine.score import Logps, logps_of_all
 from preftune.errors import ConfigError
+from preftune.losses.objective import goal_of
 from preftune.model.device import pick_device, precision_of
 from preftune.model.load import check_vocabulary, load_model, open_renderer, quiet_transformers, resolve
 from preftune.run import Run
@@ -96,9 +97,9 @@ def _of_run(
 ) -> tuple[str | Path | None, float | None, int | None]:
     """What was not given, as the run had it."""
     length = max_length or config.batch.max_length
-    if "beta" not in config.loss_parameters:  # SFT and its like have no reference, so their results have no implicit reward
+    if not any(o.needs_reference for o in goal_of(config)):  # without a reference a result has no implicit reward
         return reference, beta, length
-    return reference or config.reference or config.model, config.loss_parameters["beta"] if beta is None else beta, length
+    return reference or config.reference or config.model, config.loss_parameters.get("beta") if beta is None else beta, length
 
 
 def _scorer(

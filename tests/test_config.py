@@ -12,8 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.config import Config, describe, loss_section
+from preftune.config import Config, describe
 from preftune.errors import ConfigError
+from preftune.loss_settings import loss_section
 from preftune.registry import LOSSES
 from preftune.yamlfile import dump_yaml, load_yaml, parse_word
 

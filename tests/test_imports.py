@@ -16,8 +16,8 @@ import preftune
 ROOT = Path(preftune.__file__).parent
 
 LAYERS = [  # a module imports from its own layer's package and from layers above this line, never from those below it
-    {"errors", "registry", "files", "yamlfile", "settings_text", "userfile"},
-    {"data", "config", "run"},
+    {"errors", "registry", "files", "yamlfile", "settings_text", "section", "userfile"},
+    {"data", "config", "loss_settings", "run"},
     {"losses"},
     {"model", "engine"},
     {"generate", "scoring", "chat", "asking", "sampling"},
@@ -32,6 +32,8 @@ FILES_ONLY = {"report", "web", "diagnose"}  # they read what a run left behind: 
 NO_TORCH = {
     "data",
     "config",
+    "loss_settings",
+    "section",
     "settings_text",
     "registry",
     "errors",

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from torch.nn.functional import logsigmoid, relu
 
-from preftune.config import setting
 from preftune.losses.records import Confidence, Margin, PairLoss, RefPairs, WholeStep
 from preftune.losses.terms import Beta, Rewards, mean_rewards, rewards
+from preftune.section import setting
 
 
 def dpo(

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import torch
 from torch.nn.functional import logsigmoid, relu
 
-from preftune.config import setting
 from preftune.losses.records import PairLoss, RefPairs
 from preftune.losses.terms import Beta, mean_rewards, rewards
+from preftune.section import setting
 
 
 def ipo(

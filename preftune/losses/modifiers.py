@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from preftune.config import setting
 from preftune.losses.records import OnPolicy, Prefixes, RefPairs
+from preftune.section import setting
 
 Divergence = Literal["reverse_kl", "forward_kl", "js"] | Annotated[float, Field(gt=0, lt=1)]
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from jaxtyping import Float
 from torch import Tensor
 
-from preftune.config import Config, modifiers, parameters
+from preftune.config import Config
+from preftune.loss_settings import modifiers, parameters
 from preftune.losses import records
 from preftune.losses.records import WHOLE_STEP, PairLoss, ResponseLoss
 from preftune.registry import LOSSES

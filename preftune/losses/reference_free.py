@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from torch.nn.functional import logsigmoid
 
-from preftune.config import setting
 from preftune.losses.records import PairLoss, Pairs
 from preftune.losses.terms import Rewards, log1mexp
+from preftune.section import setting
 
 
 def orpo(

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from torch.nn.functional import logsigmoid
 
-from preftune.config import setting
 from preftune.losses.records import Margin, PairLoss, Scores
+from preftune.section import setting
 
 
 def bradley_terry(

@@ -10,9 +10,9 @@ from typing import Annotated
 import torch
 from torch.nn.functional import logsigmoid
 
-from preftune.config import setting
 from preftune.losses.records import Confidence, PairLoss, RefPairs, WholeStep
 from preftune.losses.terms import Beta, rewards
+from preftune.section import setting
 
 
 def nca(pairs: RefPairs, *, beta: Beta = 0.01) -> PairLoss:

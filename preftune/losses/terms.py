@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from preftune.config import setting
 from preftune.losses.records import RefPairs
+from preftune.section import setting
 
 Beta = Annotated[float, setting("strength of the tie to the reference: larger stays closer to it", unit="reward per nat", gt=0)]
 

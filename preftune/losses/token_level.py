@@ -6,9 +6,9 @@ from typing import Annotated
 
 from torch.nn.functional import logsigmoid
 
-from preftune.config import setting
 from preftune.losses.records import PairLoss, RefPairs, SequentialKL
 from preftune.losses.terms import Beta, Rewards
+from preftune.section import setting
 
 
 def tdpo1(pairs: RefPairs, kl: SequentialKL, *, beta: Beta = 0.1) -> PairLoss:

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.config import setting
 from preftune.losses.records import Labels, Mismatched, ResponseLoss, WholeStep
 from preftune.losses.terms import Beta
+from preftune.section import setting
 
 DesirableWeight = Annotated[float, setting("weight of a desirable response (λ_D)", gt=0)]
 UndesirableWeight = Annotated[float, setting("weight of an undesirable response (λ_U)", gt=0)]

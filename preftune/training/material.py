@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.config import first_record
 from preftune.data.types import Branch, Pair, Tree
 from preftune.errors import DataError
+from preftune.loss_settings import first_record
 from preftune.losses.objective import Objective
 from preftune.losses.records import Confidence, Labels, Mismatched, Ranked, Tokens
 from preftune.registry import LOSSES

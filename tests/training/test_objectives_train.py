@@ -9,8 +9,8 @@ import pytest
 from worlds import World, cli, read_jsonl, same_curve, weights, write_jsonl
 
 import preftune
-from preftune.config import first_record
 from preftune.errors import DataError
+from preftune.loss_settings import first_record
 from preftune.losses.objective import objective
 from preftune.losses.records import Labels, PairLoss, Ranked, RefPairs, ResponseLoss
 from preftune.registry import LOSSES
