@@ -19,14 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
-from preftune.data.judgments import settled
-from preftune.data.types import Example, Judgment, Pair
+from preftune.data.judgments import settled, share_of_i
+from preftune.data.types import Example, Judgment, Pair, Verdict
 from preftune.errors import ConfigError, DataError, listing, nearest
 
 Choice = Literal["all", "best_worst", "best_random"]
 """Which pairs of an example are kept: every one, the widest, or one of those that the best response wins."""
-
-_SHARE_OF_I: Mapping[str, float] = {"i": 1.0, "j": 0.0, "tie": 0.5, "both_bad": 0.5}
 
 
 class Derived(NamedTuple):
@@ -214,10 +212,10 @@ def _votes(
     found: dict[str, dict[tuple[int, int], _Votes]] = defaultdict(dict)
     for one in settled(judgments):
         votes = found[one.example].setdefault((one.i, one.j), _Votes(one.i, one.j, [], 0))
-        if one.verdict == "unscored":
+        share = share_of_i(one if weigh == "confidence" else replace(one, p=None))
+        if share is None:
             continue
-        stated = one.p if weigh == "confidence" else None
-        votes.shares.append(_SHARE_OF_I[one.verdict] if stated is None else stated)
+        votes.shares.append(share)
         if one.verdict == "both_bad":
             found[one.example][one.i, one.j] = votes._replace(both_bad=votes.both_bad + 1)
     counts = Counter(
@@ -247,7 +245,7 @@ def _problem(judgment: Judgment, example: Example | None) -> str:
     wrong = [at for at in (judgment.i, judgment.j) if not 0 <= at < len(example.responses)]
     if wrong:
         return f"{name}: response {wrong[0]} does not exist, the example has {len(example.responses)} (numbered from 0)"
-    if judgment.verdict != "unscored" and judgment.verdict not in _SHARE_OF_I:
+    if judgment.verdict not in get_args(Verdict):
         return f"{name}: verdict {judgment.verdict!r} is none of i, j, tie, both_bad, unscored"
     return ""
 

@@ -12,14 +12,14 @@ exist (one annotator, no overlap, one category) is None and says why.
 - Fleiss' κ: the units that every annotator judged (Fleiss 1971, Psychol. Bull. 76).
 - Krippendorff's α: every unit with two verdicts or more, so missing ones are no obstacle (Krippendorff 2011, "Computing
   Krippendorff's alpha-reliability", steps A to D). Nominal: verdicts are the same or not. Ordinal and interval: i < tie < j at
-  1, 1.5 and 2, so that a tie is half as far from a win as the opposite win is; "both_bad" counts as a tie there.
+  1, 1.5 and 2, a slight preference half-way between a win and a tie; "both_bad" counts as a tie there.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -30,13 +30,13 @@ from preftune.data.judgments import mirrored, settled
 from preftune.data.types import Judgment, Verdict
 
 CATEGORIES: tuple[Verdict, ...] = ("i", "tie", "j", "both_bad")
-"""Verdicts on a unit, its responses in rising order; the first three in the order of the ordinal and interval scales."""
+"""Verdicts on a unit, its responses in rising order."""
 
 Unit = tuple[str, int, int]
 """Example id and two response indices, the smaller first."""
 
 Ratings = Mapping[Unit, Mapping[str, int]]
-"""Unit -> annotator -> index into CATEGORIES."""
+"""Unit -> annotator -> index into CATEGORIES, or place on the scale from a clear i (0) over a tie (2) to a clear j (4)."""
 
 N_BOOTSTRAP = 1000
 
@@ -144,9 +144,9 @@ def _plain(value: Any) -> Any:
 def agreement(judgments: Iterable[Judgment]) -> Agreement:
     """The figures of these judgments, whatever their order."""
     rows = list(judgments)
-    ratings = ratings_of(rows)
+    ratings, graded = ratings_of(rows, _category), ratings_of(rows, _place)
     names = sorted({row.annotator for row in rows})
-    shared = [list(by.values()) for by in ratings.values() if len(by) > 1]
+    shared, scaled = ([list(by.values()) for by in found.values() if len(by) > 1] for found in (ratings, graded))
     return Agreement(
         n_judgments=len(rows),
         n_unscored=sum(row.verdict == "unscored" for row in rows),
@@ -157,17 +157,28 @@ def agreement(judgments: Iterable[Judgment]) -> Agreement:
         percent=_percent(shared, len(names)),
         fleiss=_fleiss(ratings, names),
         alpha=krippendorff(shared, len(names), "nominal"),
-        alpha_ordinal=krippendorff(shared, len(names), "ordinal"),
-        alpha_interval=krippendorff(shared, len(names), "interval"),
+        alpha_ordinal=krippendorff(scaled, len(names), "ordinal"),
+        alpha_interval=krippendorff(scaled, len(names), "interval"),
     )
 
 
-def ratings_of(judgments: Iterable[Judgment]) -> dict[Unit, dict[str, int]]:
-    """Each annotator's verdict on each unit."""
+def _category(one: Judgment) -> int:
+    return CATEGORIES.index(one.verdict)
+
+
+def _place(one: Judgment) -> int:
+    if one.verdict not in ("i", "j"):
+        return 2
+    away = 1 if one.strength == "slight" else 2
+    return 2 - away if one.verdict == "i" else 2 + away
+
+
+def ratings_of(judgments: Iterable[Judgment], value: Callable[[Judgment], int]) -> dict[Unit, dict[str, int]]:
+    """The value of each annotator's verdict on each unit."""
     ratings: dict[Unit, dict[str, int]] = defaultdict(dict)
     for one in settled(judgments):
         if one.verdict != "unscored":
-            ratings[one.example, one.i, one.j][one.annotator] = CATEGORIES.index(one.verdict)
+            ratings[one.example, one.i, one.j][one.annotator] = value(one)
     return ratings
 
 
@@ -258,8 +269,8 @@ def _fleiss(ratings: Ratings, names: Sequence[str]) -> Figure:
 
 
 def _counts(units: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """[U, 4] verdicts of each unit by category."""
-    counts = np.zeros((len(units), len(CATEGORIES)))
+    """[U, C] verdicts of each unit by category or place."""
+    counts = np.zeros((len(units), 1 + max(max(unit) for unit in units)))
     for at, unit in enumerate(units):
         for verdict in unit:
             counts[at, verdict] += 1
@@ -271,9 +282,6 @@ def krippendorff(units: Sequence[Sequence[int]], n_annotators: int, level: Liter
     if why := _overlap(len(units), n_annotators):
         return Figure(None, 0, why)
     counts = _counts(units)
-    if level != "nominal":
-        counts[:, 1] += counts[:, 3]  # both_bad is a tie
-        counts = counts[:, :3]
     value = float(_alphas(_coincidences(counts).sum(0)[None], level)[0])
     if np.isnan(value):
         return Figure(None, len(units), _ONE_CATEGORY)
@@ -298,7 +306,7 @@ def _alphas(coincidences: NDArray[np.float64], level: str) -> NDArray[np.float64
     if level == "nominal":
         distance = (at[:, None] != at[None, :]).astype(np.float64)
     elif level == "interval":
-        distance = (0.5 * (at[:, None] - at[None, :])) ** 2
+        distance = (at[:, None] - at[None, :]) ** 2  # in steps of the scale: their size cancels
     else:  # ordinal: verdicts that lie between two, and half of those at the two
         upto = np.cumsum(margins, -1) - margins / 2
         distance = (upto[..., :, None] - upto[..., None, :]) ** 2

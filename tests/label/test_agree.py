@@ -157,3 +157,16 @@ def test_fleiss_needs_units_that_everybody_judged_and_alpha_does_not() -> None:
     found = agreement(rows)
     assert found.fleiss.value is None and "by every annotator" in found.fleiss.why
     assert found.alpha.value is not None and found.alpha.n == 3
+
+
+def test_a_slight_preference_lies_between_a_win_and_a_tie() -> None:
+    def alpha(*said: tuple[Verdict, Any]) -> float | None:
+        rows = [replace(verdict(n, by, v), strength=s) for n in range(4) for by, (v, s) in zip("ab", said, strict=True)]
+        rows += [verdict("x", by, "j") for by in "ab"]
+        return agreement(rows).alpha_interval.value
+
+    far, near, same = alpha(("i", ""), ("j", "")), alpha(("i", ""), ("i", "slight")), alpha(("i", "clear"), ("i", ""))
+    assert far is not None and near is not None and far < near < 1 == same
+    positions = [(0, 1)] * 4 + [(4, 4)]
+    expected = slow_alpha([list(p) for p in positions], lambda a, b: Fraction(a - b) ** 2)
+    assert expected is not None and near == pytest.approx(float(expected))
