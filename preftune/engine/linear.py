@@ -20,20 +20,22 @@ _SMALLEST = 1 << 16  # weights of a matrix: below this, preparing oneDNN for eac
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def product_t(a: Float[Tensor, "*rows k"], b: Float[Tensor, "n k"], bias: Tensor | None = None) -> Float[Tensor, "*rows n"]:
-    """a · bᵀ (+ bias), without a gradient of its own."""
-    if _served(a, b):
+def product_t(
+    a: Float[Tensor, "*rows k"], b: Float[Tensor, "n k"], bias: Tensor | None = None, *, least: int | None = None
+) -> Float[Tensor, "*rows n"]:
+    """a · bᵀ (+ bias), without a gradient of its own; `least`: elements of b from which oneDNN is asked."""
+    if _served(a, b, _SMALLEST if least is None else least):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
         return result
     return usual_linear(a, b, bias)
 
 
-def _served(a: Tensor, b: Tensor) -> bool:
+def _served(a: Tensor, b: Tensor, least: int) -> bool:
     return (
         _AVAILABLE
         and a.dtype == b.dtype == torch.float32
         and a.device.type == b.device.type == "cpu"
-        and b.numel() >= _SMALLEST
+        and b.numel() >= least
         and a.numel() > 0
     )
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from preftune.data.types import Branch, Tree
+from preftune.engine import cpu_attention
 from preftune.engine.attention import Forest, Unmodelled, dense_attention, forest_attention, sees
 from preftune.engine.batch import Batch, pack
 
@@ -138,3 +139,24 @@ def test_transformers_knows_both() -> None:
     call = {"attention_mask": None, "forest": Forest(batch)}
     for name, function in ((FOREST, forest_attention), (DENSE, dense_attention)):
         assert torch.equal(getattr(known, name)(MODULE, *inputs(batch), **call)[0], function(MODULE, *inputs(batch), **call)[0])
+
+
+@pytest.mark.parametrize("block", [1, 2, 256])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_blocks_of_queries_give_the_dense_mask(block: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients in float64, with branches of no token and trees of one branch."""
+    monkeypatch.setattr(cpu_attention, "_BLOCK", block)
+    rng = np.random.default_rng(block)
+    shapes: list[tuple[int, list[int]]] = [(3, [5, 4, 1]), (1, [1]), (2, [3, 1, 6]), (4, [1, 1])]
+    batch = pack([tiny.random_tree(rng, prompt=p, lengths=n) for p, n in shapes])
+    n = batch.tokens.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(1, h, n, d, generator=generator, dtype=torch.float64).requires_grad_() for h, d in
+              ((4, 6), (groups, 6), (groups, 5))]  # fmt: skip
+    weight = torch.randn(1, n, 4, 5, generator=generator, dtype=torch.float64)
+    found = []
+    for attention in (forest_attention, dense_attention):
+        out, _ = attention(MODULE, *leaves, None, scaling=0.3, forest=Forest(batch))  # type: ignore[arg-type]
+        found.append([out, *torch.autograd.grad(out, leaves, weight)])
+    for ours, dense in zip(*found, strict=True):
+        torch.testing.assert_close(ours, dense, rtol=0, atol=1e-12)
