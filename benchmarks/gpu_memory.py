@@ -15,6 +15,7 @@ import torch
 from gpu_inputs import LENGTHS, MODELS, make_model, make_trees, with_adapters
 from torch import Tensor, nn
 
+from preftune.engine.fused import use_fused
 from preftune.engine.policy import Path, Policy
 
 GIB, MIB = 2**30, 2**20
@@ -52,6 +53,7 @@ def saved(shape: object, *, lora: bool) -> tuple[int, int, int]:
     model = make_model(shape, torch.device("cpu"), longest=1024)  # type: ignore[arg-type]
     model = with_adapters(model) if lora else model
     policy = Policy(model, Path("forest", "own"), autocast=torch.bfloat16).train()
+    use_fused(model, False)  # a CPU's own way of keeping less
     batch = policy.pack(make_trees(LENGTHS["long"], 1, vocabulary=VOCABULARY, longest=1024))
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     as_large = {2 * p.numel() for p in model.parameters() if p.ndim == 2}
