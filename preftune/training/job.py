@@ -60,6 +60,7 @@ from preftune.training.prepare import (
     score_reference,
 )
 from preftune.training.shadow import Averaged, Shadow
+from preftune.training.step import Goal
 
 
 class Started(NamedTuple):
@@ -183,6 +184,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
                 reference = event
             else:
                 yield event
+    yield from _held_beside(config, goal)
     work = Work(
         config=config,
         run=run,
@@ -201,6 +203,15 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
         yield from _go_on(work)
     yield from _trained(work, renderer, data)
     yield from _finish(work, renderer, data)
+
+
+def _held_beside(config: Config, goal: Goal) -> Iterator[Said]:
+    """Says that the reference is held beside the policy, where it is, and why."""
+    if config.sync.every:
+        share = f"{config.sync.mix:g} of the way"
+        yield Said("reference", f"held beside the policy: every {config.sync.every} steps it moves towards it, {share}")
+    elif is_live(config, goal):
+        yield Said("reference", f"held beside the policy: {config.loss_name} asks for its whole distributions")
 
 
 def _is_finished(run: Run, config: Config) -> bool:

@@ -112,3 +112,11 @@ def test_a_plain_tensor_is_enough_and_has_no_rewards(world: World, tmp_path: Pat
     row = run.metrics()[0]
     assert {"loss", "logps/chosen", "lengths/rejected"} <= row.keys()
     assert not {name for name in row if name.startswith("rewards") or name == "kl"}
+
+
+def test_the_example_of_the_docs_trains(world: World, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own-objective.md").read_text(encoding="utf-8")
+    path = file(tmp_path, page.partition("```python\n")[2].partition("```")[0])
+    run = preftune.train(world.settings(tmp_path / "run", loss__name=f"{path}:my_loss", loss__margin=0.0), quiet=True)
+    dpo = preftune.train(world.settings(tmp_path / "dpo"), quiet=True)
+    assert [r["loss"] for r in run.metrics()] == pytest.approx([r["loss"] for r in dpo.metrics()], abs=1e-6)
