@@ -17,8 +17,8 @@ from preftune.losses.records import PairLoss, ResponseLoss
 
 BETA = st.sampled_from([0.01, 0.1, 0.5, 2.0])
 HALF = st.sampled_from([0.0, 0.1, 0.4])
-WEIGHT = st.sampled_from([0.0, 0.5, 3.0])
-POSITIVE = st.sampled_from([0.5, 1.0, 3.0])
+WEIGHT = st.sampled_from([0.0, 0.3, 3.0])
+POSITIVE = st.sampled_from([0.3, 1.0, 3.0])
 LENGTHS = st.sampled_from(["mean", "sum"])
 CLASSES = {"beta": BETA, "desirable_weight": POSITIVE, "undesirable_weight": POSITIVE}
 SMOOTH_EVERYWHERE: Callable[..., bool] = lambda rows, **_: True  # noqa: E731

@@ -34,7 +34,7 @@ def kto(
     """
     z = other.log_ratio.mean().clamp(min=0)
     towards = labels.log_ratio - z
-    weight = torch.where(labels.desirable, desirable_weight, undesirable_weight)
+    weight = _weights(labels, desirable_weight, undesirable_weight)
     return ResponseLoss(weight * torch.sigmoid(-beta * _signed(labels, towards)), beta * labels.log_ratio)
 
 
@@ -55,7 +55,7 @@ def bco(
     reward = beta * labels.log_ratio
     of_step = beta * step.log_ratio
     delta = 0.5 * (_mean_of(of_step, step.desirable) + _mean_of(of_step, ~step.desirable))
-    weight = torch.where(labels.desirable, desirable_weight, undesirable_weight)
+    weight = _weights(labels, desirable_weight, undesirable_weight)
     return ResponseLoss(-weight * logsigmoid(_signed(labels, reward - delta)), reward)
 
 
@@ -71,12 +71,17 @@ def apo_zero_unpaired(
     σ(−βh) for a desirable response, σ(βh) for an undesirable one: the two terms of `apo_zero`, each by itself; KTO with z = 0.
     """
     reward = beta * labels.log_ratio
-    weight = torch.where(labels.desirable, desirable_weight, undesirable_weight)
+    weight = _weights(labels, desirable_weight, undesirable_weight)
     return ResponseLoss(weight * torch.sigmoid(-_signed(labels, reward)), reward)
 
 
 def _signed(labels: Labels, value: Float[Tensor, "response"]) -> Float[Tensor, "response"]:
     return torch.where(labels.desirable, value, -value)
+
+
+def _weights(labels: Labels, desirable: float, undesirable: float) -> Float[Tensor, "response"]:
+    """In the dtype of the log-probs, which `where` of two numbers is not."""
+    return torch.where(labels.desirable, torch.full_like(labels.logp_sum, desirable), undesirable)
 
 
 def _mean_of(values: Float[Tensor, "response"], chosen: Bool[Tensor, "response"]) -> Float[Tensor, ""]:
