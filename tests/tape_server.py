@@ -40,6 +40,7 @@ class TapeServer:
     faults:  number of the request (from 0) -> one of FAULTS; the request is then not answered properly.
     change:  is given each choice and may change it (no log-probs, cut off, …).
     delay:   seconds before each reply.
+    refuses: parameter -> what the 400 says that a request with it gets.
     """
 
     recorded: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class TapeServer:
     faults: Mapping[int, str] = field(default_factory=dict)
     change: Callable[[dict[str, Any]], dict[str, Any]] = lambda choice: choice
     delay: float = 0.0
+    refuses: Mapping[str, str] = field(default_factory=dict)
     url: str = ""
     n_requests: int = 0
     served: Counter[str] = field(default_factory=Counter)  # prompts that were answered properly
@@ -115,6 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._proper(body, fault)
 
     def _proper(self, body: dict[str, Any], fault: str | None) -> None:
+        for name, said in self.state.refuses.items():
+            if name in body:
+                return self._send(400, {"error": {"message": said}}, {})
         found = {"choices": []} if fault == "empty" else self.state.answer(body)
         if found is None:
             return self._send(400, {"error": {"message": f"a prompt that was never recorded: {key_of(body['messages'])}"}}, {})

@@ -7,7 +7,8 @@ The key comes from OPENAI_API_KEY in the environment and from nowhere else; it i
 everything that comes back. Without that variable a placeholder is sent, which local servers accept.
 
 Too many requests (429), failures of the server (5xx) and broken connections are tried again after the time that the server
-names (Retry-After), else after twice as long as the last time; while one waits for a 429, all do. What no repetition can mend
+names (Retry-After), else after twice as long as the last time; while one waits for a 429, all do. Of what a server may not know
+(a JSON schema, log-probs, max_tokens by its older name) it is told no more once it has refused it. What no repetition can mend
 (a wrong key, an unknown model or address, no credit) ends everything with a ServerError.
 """
 
@@ -38,6 +39,7 @@ _FATAL = {
     402: "no credit",
 }
 _AGAIN = {408, 409, 425, 429}
+_DISPENSABLE = {"response_format": ("response_format",), "logprobs": ("logprobs", "top_logprobs")}  # the text is read then
 _FIRST_PAUSE = 0.5  # seconds
 _LOST_IN_A_ROW = 5  # requests that end without any reply, after which the server counts as gone
 
@@ -66,6 +68,7 @@ class Server:
         self._stop = threading.Event()
         self._not_before = 0.0  # monotonic seconds: a 429 holds everybody back
         self._lost = 0
+        self._refused: set[str] = set()  # parameters that this server does not take, found out as it says so
 
     def __enter__(self) -> Server:
         return self
@@ -114,7 +117,7 @@ class Server:
                 return Failed("interrupted")
             began = time.perf_counter()
             try:
-                answer = self._read(self._client.chat.completions.create(**_parameters(request)), began)
+                answer = self._read(self._client.chat.completions.create(**self._parameters(request)), began)
                 self._lost = 0
                 return answer
             except Exception as error:
@@ -151,6 +154,9 @@ class Server:
             what = "no credit" if broke else _FATAL[status]
             hint = "" if self._key else f"; {KEY_VARIABLE} is not set"
             raise ServerError(f"{self.place}: {what} (HTTP {status}{hint}): {said}")
+        if status in (400, 422) and (name := self._unknown(said)):
+            self._refused.add(name)
+            return f"HTTP {status}: {said}", 0.0
         if status not in _AGAIN and status < 500:
             return f"HTTP {status}: {said}", None
         pause = _retry_after(error.response.headers)
@@ -161,6 +167,21 @@ class Server:
             with self._lock:
                 self._not_before = max(self._not_before, time.monotonic() + pause)
         return f"HTTP {status}", pause
+
+    def _unknown(self, said: str) -> str:
+        """The parameter that the server complains of and that can be done without; "" for none."""
+        if "max_completion_tokens" in said:
+            return "" if "max_tokens" in self._refused else "max_tokens"
+        return next((name for name in _DISPENSABLE if name in said and name not in self._refused), "")
+
+    def _parameters(self, request: Request) -> dict[str, Any]:
+        sent = _parameters(request)
+        if "max_tokens" in self._refused:
+            sent["max_completion_tokens"] = sent.pop("max_tokens")
+        for name in self._refused & _DISPENSABLE.keys():
+            for part in _DISPENSABLE[name]:
+                sent.pop(part, None)
+        return sent
 
     def _count_lost(self, reason: str) -> None:
         with self._lock:

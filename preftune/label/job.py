@@ -209,7 +209,7 @@ class Estimate:
                 *(f"note: {flag}" for flag in self.flags),
                 f"{self.n_questions} questions, {self.n_remembered} of them remembered; nothing was asked",
                 f"about {self.tokens_in:,} tokens to read (four characters each), at most {self.most_tokens_out:,} to write",
-                f"a cost of about {self.cost:.4f} with replies as long as they may be",
+                *([f"a cost of about {self.cost:.4f} with replies as long as they may be"] if self.cost else []),
             ]
         )
 

@@ -89,6 +89,20 @@ def test_a_refused_request_is_not_repeated(quick: Connect) -> None:
     assert state.n_requests == 1
 
 
+def test_what_a_server_does_not_take_is_left_out_from_then_on(quick: Connect) -> None:
+    refuses = {
+        "response_format": "response_format is not supported by this model",
+        "top_logprobs": "Unsupported parameter: 'logprobs'",
+        "max_tokens": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+    }
+    with serving(TapeServer(reply=lambda m: "yes", refuses=refuses)) as state:
+        server = quick(state.url, concurrency=1)
+        found = answers(server, requests(3, top_logprobs=5, schema='{"type": "object"}'))
+    assert [a.text for a in found.values()] == ["yes"] * 3  # type: ignore[union-attr]
+    assert state.n_requests == 3 + len(refuses)
+    assert state.bodies[-1].keys() == {"model", "messages", "temperature", "max_completion_tokens"}
+
+
 @pytest.mark.parametrize(("status", "words"), [("401", "the key was refused"), ("404", "no such address or model")])
 def test_what_no_repetition_mends_ends_everything(status: str, words: str, quick: Connect) -> None:
     with (

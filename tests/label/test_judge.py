@@ -161,6 +161,24 @@ def test_killed_in_the_middle_no_reply_is_paid_twice(shared_data: Path, tmp_path
 # ---- our own templates ------------------------------------------------------------------------------------------------
 
 
+def test_interrupted_by_hand_it_stops_at_once_and_goes_on_later(tmp_path: Path) -> None:
+    data = save(tmp_path / "d.jsonl", [{"prompt": f"q{k}", "responses": [f"good {k}", f"poor {k}"]} for k in range(40)])
+    with serving(TapeServer(reply=honest, delay=0.1)) as state:
+        words = [sys.executable, "-m", "preftune", "judge", "--data", data, "--base-url", state.url, "--judge-model", "m",
+                 "--out", str(tmp_path / "j.jsonl"), "--cache", str(tmp_path / "r.sqlite"), "--json"]  # fmt: skip
+        running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while sum(state.served.values()) < 20:
+            time.sleep(0.005)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=20)
+        assert running.returncode == 130 and "interrupted" in said and "Traceback" not in said
+        written = len(read_judgments(tmp_path / "j.jsonl"))
+        assert 10 <= written < 80, "what had come is in the file"
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["known_before"], found["annotators"][0]["verdicts"]) == (written, {"i": 40})
+
+
 @pytest.mark.parametrize("reply", ["letter", "json"])
 def test_our_template_names_the_better_answer_in_both_orders(
     judge: Callable[..., dict[str, Any]], tmp_path: Path, reply: str
