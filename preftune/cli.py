@@ -240,16 +240,19 @@ def annotate(
 ) -> None:
     """People judge pairs on a page in the browser (or in the terminal); nothing said is lost."""
     from preftune.data.read import read_examples
+    from preftune.data.write import judged_file, write_examples
     from preftune.files import write_atomic
     from preftune.web.results import jsonl
     from preftune.web.serve import serve, token_of
     from preftune.web.store import Store
 
     secret = token_of(token, token_file)
-    store = Store.open(db, read_examples(data, format=format, quarantine=quarantine).examples, overlap=overlap, seed=seed)
+    examples = read_examples(data, format=format, quarantine=quarantine).examples
+    store = Store.open(db, examples, overlap=overlap, seed=seed)
     if export is not None:
         judgments = store.judgments()
         write_atomic(export, jsonl(judgments))
+        write_examples(judged_file(export), examples)
         print(f"{len(judgments):,} judgments in {export}")
     elif terminal:
         from preftune.web.terminal import judge_in_terminal

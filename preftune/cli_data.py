@@ -78,8 +78,10 @@ def agree(judgments: Judgments, as_json: AsJson = False) -> None:
 
 def pairs(
     judgments: Judgments,
-    data: Annotated[str, typer.Option("--data", help="What was judged: the file whose examples the judgments name.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="What was judged; default: what judge or annotate left beside the judgments.")
+    ] = None,
     weigh: Annotated[
         Literal["majority", "confidence"], typer.Option(help="Verdicts, or the probabilities that judges stated.")
     ] = "majority",
@@ -100,13 +102,15 @@ def pairs(
     from preftune.data.pairs import preferences
     from preftune.data.read import read_examples
     from preftune.data.split import split_by_prompt
-    from preftune.data.write import write_examples
+    from preftune.data.write import judged_file, write_examples
 
+    if data is None and not judged_file(judgments).is_file():
+        raise ConfigError(f"--data: name the file that was judged; there is no {judged_file(judgments)} beside the judgments")
     if balance and not labels:
         raise ConfigError("--balance: is for --labels; pairs have as many winners as losers")
     if labels and (weigh, ties, min_agreement, choice) != ("majority", "drop", 0.5, "all"):
         raise ConfigError("--labels: --weigh, --ties, --min-agreement and --choice are for pairs")
-    source = read_examples(data)
+    source = read_examples(data or judged_file(judgments))
     for line in source.notes:
         say(line)
     verdicts = read_judgments(judgments)

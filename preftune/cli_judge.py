@@ -90,6 +90,7 @@ def judge(
     """Judge responses: by a language model (key from OPENAI_API_KEY), a reward model, or a rule."""
     from preftune.asking.records import Ledger
     from preftune.asking.replies import Replies
+    from preftune.data.write import judged_file, write_examples
     from preftune.label.job import Job, estimate
     from preftune.label.judge import Judge
 
@@ -115,6 +116,7 @@ def judge(
                     print(json.dumps(guess.as_dict()) if as_json else guess.as_text())
                     return
                 summary = job.by_models(judges)
+    write_examples(judged_file(out), examples)
     print(json.dumps(summary.as_dict(), indent=1, ensure_ascii=False) if as_json else summary.as_text())
     _end(summary, out, max_unscored)
 

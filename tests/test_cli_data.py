@@ -46,6 +46,22 @@ def test_pairs_of_judgments_train(judged: tuple[Path, Path], world: World, tmp_p
     assert cli("train", *words).code == 0
 
 
+def test_pairs_need_no_data_where_a_judge_left_them_beside_its_judgments(tmp_path: Path) -> None:
+    rows = [{"id": f"e{n}", "prompt": f"{n}?", "responses": ["a long answer", "short"]} for n in range(5)]
+    data, out = write_jsonl(tmp_path / "answers.jsonl", rows), tmp_path / "judgments.jsonl"
+    rule = tmp_path / "rule.py"
+    rule.write_text("def longer(prompt, response):\n    return len(response)\n")
+    left = cli("judge", f"{rule}:longer", "--by", "rule", "--data", data, "--out", out)
+    assert left.code == 0, left.err
+    pairs = tmp_path / "pairs.jsonl"
+    assert cli("pairs", out, "--out", pairs).code == 0
+    assert [e.pairs[0].winner for e in read_examples(pairs).examples] == [0] * 5
+    other = tmp_path / "moved.jsonl"
+    out.rename(other)
+    left = cli("pairs", other, "--out", pairs)
+    assert left.code == 2 and "moved.examples.jsonl" in left.err
+
+
 def test_labels_are_written_and_read(judged: tuple[Path, Path], tmp_path: Path) -> None:
     data, judgments = judged
     out = tmp_path / "labels.jsonl"

@@ -20,6 +20,11 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
     return len(lines)
 
 
+def judged_file(judgments: Path) -> Path:
+    """Where the examples that a file of judgments speaks of are kept: beside it, so that pairs can be made from it alone."""
+    return judgments.with_suffix(".examples.jsonl")
+
+
 def row_of(example: Example) -> dict[str, Any]:
     """One example as a row: id, prompt, responses, and the pairs, labels or scores that it has."""
     row: dict[str, Any] = {
