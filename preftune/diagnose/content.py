@@ -12,7 +12,7 @@ import numpy as np
 
 from preftune.diagnose.corpus import Corpus, says_something
 from preftune.diagnose.features import refuses
-from preftune.diagnose.finding import N_EXAMPLES, Evidence, Finding, Severity
+from preftune.diagnose.finding import N_EXAMPLES, Evidence, Finding, Severity, skipped
 from preftune.diagnose.share import Z95, graded, share
 
 POWER = NormalDist().inv_cdf(0.8)
@@ -55,7 +55,8 @@ def size(corpus: Corpus) -> Finding:
     return Finding(
         "size",
         severity,
-        f"{n} {what} of {n_prompts} prompts; a tenth held out can tell an accuracy of {detectable:.0%} or more from chance",
+        f"{n} {what} of {n_prompts} prompts; a tenth held out "
+        + ("shows nothing" if detectable == 1 else f"can tell an accuracy of {detectable:.0%} or more from chance"),
         means[severity],
         {"n": n, "n_prompts": n_prompts, "detectable_accuracy": round(detectable, 4)},
     )
@@ -79,7 +80,7 @@ def both_refuse(corpus: Corpus) -> Finding:
     """Preferences between two refusals, which teach how to refuse and nothing else."""
     pairs = corpus.contrast
     if not pairs.winners:
-        return Finding("both_refuse", "skipped", "there are no preferences")
+        return skipped("both_refuse", "there are no preferences")
     both = [refuses(w) and refuses(x) for w, x in zip(pairs.winners, pairs.losers, strict=True)]
     found = share(both, pairs.groups)
     severity = graded(found, note=0.01, warning=0.1, error=0.5)

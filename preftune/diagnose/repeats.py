@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from preftune.diagnose.corpus import Corpus, canonical
-from preftune.diagnose.finding import N_EXAMPLES, Evidence, Finding, Severity, excerpt
+from preftune.diagnose.finding import N_EXAMPLES, Evidence, Finding, Severity, excerpt, skipped
 from preftune.diagnose.share import graded, share
 from preftune.diagnose.similar import near_duplicates, shingles
 
@@ -88,6 +88,8 @@ def contradictions(corpus: Corpus) -> Finding:
     both_ways = {e for e in edges if e[::-1] in edges}
     wrong = sorted(i for edge in {*circle, *both_ways} for i in edges[edge])
     n = sum(map(len, edges.values()))
+    if not n:
+        return skipped("contradictions", "there are no preferences")
     numbers: dict[str, float | list[float] | None] = {
         "n": n,
         "n_both_ways": sum(len(edges[e]) for e in both_ways),
@@ -124,6 +126,8 @@ def contradictions(corpus: Corpus) -> Finding:
 def same_sides(corpus: Corpus) -> Finding:
     """Chosen and rejected that differ in case, white space or punctuation alone, or hardly at all."""
     pairs = corpus.contrast
+    if not pairs.winners:
+        return skipped("same_sides", "there are no preferences")
     equal, close = [], []
     for at, (winner, loser) in enumerate(zip(pairs.winners, pairs.losers, strict=True)):
         bags = [Counter(canonical(text).split()) for text in (winner, loser)]
