@@ -206,7 +206,7 @@ class Config(Section):
     device: Annotated[Text, setting("auto, cpu, cuda, cuda:1, …")] = "auto"
     compile: Annotated[
         bool,
-        setting("run decoder layers through torch.compile: the first steps take a minute longer, the others less on a GPU"),
+        setting("decoder layers through torch.compile: a minute or two at start; what later steps gain is not measured yet"),
     ] = False
     deterministic: Annotated[
         bool, setting("on a GPU: only kernels that add in a fixed order, so that a resumed run is equal bit for bit; slower")
