@@ -138,6 +138,7 @@ def check(
     against: Annotated[
         list[str] | None, typer.Option(help="Held-out set or benchmark that must not be in the data. May be repeated.")
     ] = None,
+    judged: Annotated[Path | None, typer.Option(help="Judgments of some of the examples, to hold the labels against.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Run this check alone. May be repeated.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also show checks that found nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Leave with exit code 1 where there is an error.")] = False,
@@ -155,6 +156,7 @@ def check(
     """What is wrong with a preference file, before a GPU hour is spent on it: findings with numbers, places and remedies."""
     from rich.console import Console
 
+    from preftune.data.judgments import read_judgments
     from preftune.diagnose.check import inspect
 
     if model is None and (template is not None or max_length is not None):
@@ -168,8 +170,8 @@ def check(
         score = partial(scored_by, model, renderer=renderer, template=template, device=device)
     with Console(stderr=True).status("reading") as status:
         found = inspect(
-            data, renderer=renderer, score=score, against=against or (), only=only or (), format=format, quarantine=quarantine,
-            on_progress=status.update,
+            data, renderer=renderer, score=score, against=against or (), judged=read_judgments(judged) if judged else (),
+            only=only or (), format=format, quarantine=quarantine, on_progress=status.update,
         )  # fmt: skip
     if fix is not None:
         _write_cleaned(found, data, fix)

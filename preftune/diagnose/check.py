@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.data.read import Dataset, read_examples
 from preftune.data.template import Renderer, build_trees
+from preftune.data.types import Judgment
 from preftune.diagnose.corpus import Corpus, Scored
 from preftune.diagnose.finding import ORDER, Finding, worst_first
 from preftune.diagnose.leakage import read_benchmark
@@ -102,6 +103,7 @@ def inspect(
     renderer: Renderer | None = None,
     score: Scorer | None = None,
     against: Sequence[str] = (),
+    judged: Sequence[Judgment] = (),
     only: Sequence[str] = (),
     format: str = "auto",
     quarantine: Path | None = None,
@@ -110,6 +112,7 @@ def inspect(
     """Reads `data` as training would and runs every check on it, or those that `only` names.
 
     renderer:  also tokenize; `score`: also ask a model how likely the data are; `against`: files that must not be in the data.
+    judged:    verdicts of a judge or of people on some of the examples.
 
     Bad rows are a finding, unless no row can be used. Raises DataError, ConfigError.
     """
@@ -131,10 +134,11 @@ def inspect(
         source.bad,
         against=[read_benchmark(file) for file in against],
         report=renderer.report if renderer else None,
+        judged=judged,
     )
     if score is not None:
         say("asking the model")
-        corpus = Corpus(corpus.examples, corpus.bad, corpus.against, corpus.report, score(corpus))
+        corpus = replace(corpus, scored=score(corpus))
     findings = []
     for name in only or CHECKS:
         say(name)

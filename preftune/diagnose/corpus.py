@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.tokens import Report
-from preftune.data.types import Example, Prompt, Response
+from preftune.data.types import Example, Judgment, Prompt, Response
 from preftune.diagnose.finding import Evidence, excerpt
 
 _NO_SPACES = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Chinese characters, Hangul: each one counts as a word
@@ -73,6 +73,7 @@ class Corpus:
     against:   what is to be evaluated on.
     report:    what a tokenizer and its template did to the examples; None without a model.
     scored:    how likely a model finds them; None without a model.
+    judged:    verdicts of a judge or of people on some of the examples.
     memo:      what several checks compute alike.
     """
 
@@ -81,6 +82,7 @@ class Corpus:
     against: Sequence[Benchmark] = ()
     report: Report | None = None
     scored: Scored | None = None
+    judged: Sequence[Judgment] = ()
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property

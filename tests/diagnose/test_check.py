@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from made_up_pairs import FAULTS, clean, pair
 from worlds import World, cli, write_jsonl
 
 from preftune.data.read import read_examples
-from preftune.data.types import Example, Pair
+from preftune.data.types import Example, Judgment, Pair, Verdict
 from preftune.diagnose.check import Check, inspect
 from preftune.diagnose.clean import cleaned
 from preftune.diagnose.finding import Finding
@@ -99,6 +100,19 @@ def test_the_share_of_wrong_labels_is_bounded_where_words_decide() -> None:
     rows = FAULTS["flipped"].plant(clean(1200, seed=9), 0.2, random.Random(4))
     low, high = finding(inspect(rows, only=["label_noise"]), "label_noise").numbers["surest_interval"]
     assert low < 0.2 < high + 0.1
+
+
+def test_verdicts_of_a_judge_are_held_against_the_labels() -> None:
+    rows = [row | {"id": f"e{n}"} for n, row in enumerate(clean(60, seed=12))]
+    verdicts: list[Verdict] = ["j"] * 40 + ["i"] * 10 + ["tie"] * 8 + ["unscored"] * 2
+    judged = [Judgment(f"e{n}", 0, 1, said, "judge", (0, 1)) for n, said in enumerate(verdicts)]
+    one = finding(inspect(rows, judged=judged, only=["audit"]), "audit")
+    assert (one.severity, one.numbers["n"], one.numbers["n_opposite"]) == ("error", 58, 40)
+    assert one.numbers["against"] == pytest.approx(44 / 58, abs=1e-4)
+    right = [replace(j, verdict="i") for j in judged]
+    assert finding(inspect(rows, judged=right, only=["audit"]), "audit").severity == "ok"
+    elsewhere = [replace(j, example="other") for j in judged]
+    assert finding(inspect(rows, judged=elsewhere, only=["audit"]), "audit").severity == "skipped"
 
 
 def test_questions_of_a_benchmark_are_found_in_prompts_and_responses(tmp_path: Path) -> None:
