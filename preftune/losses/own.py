@@ -13,7 +13,7 @@ import inspect
 import traceback
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
@@ -68,31 +68,43 @@ def _wrong_outcome(outcome: Any, units: Any) -> str:
 
 def _problem(function: Callable[..., Any]) -> str:
     """What keeps a function from being an objective; "" for nothing."""
-    names = ", ".join(r.__name__ for r in _UNITS)
     try:
-        hints = get_type_hints(function)
+        hints = get_type_hints(function, include_extras=True)
     except Exception as error:
         return f"its annotations cannot be read: {error}"
-    arguments = list(inspect.signature(function).parameters.values())
-    positional = [a for a in arguments if a.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    if not positional or hints.get(positional[0].name) not in _UNITS:
+    return _wrong_records(function, hints) or _wrong_parameters(function, hints) or _wrong_return(hints.get("return"))
+
+
+def _wrong_records(function: Callable[..., Any], hints: dict[str, Any]) -> str:
+    arguments = inspect.signature(function).parameters.values()
+    taken = [a.name for a in arguments if a.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    plain = get_type_hints(function)
+    if not taken or plain.get(taken[0]) not in _UNITS:
+        names = ", ".join(r.__name__ for r in _UNITS)
         return f"expected a first argument annotated with the record that it takes, one of {names} of preftune.losses.records"
-    for argument in positional[1:]:
-        if hints.get(argument.name) not in (*_UNITS, *_BESIDE):
-            return (
-                f"expected a record for {argument.name}; parameters come after a *, as in "
-                f"{function.__name__}({positional[0].name}, *, {argument.name}=…)"
-            )
-    for argument in arguments:
+    for name in taken[1:]:
+        if plain.get(name) not in (*_UNITS, *_BESIDE):
+            parameter = f"{function.__name__}({taken[0]}, *, {name}=…)"
+            return f"expected a record for {name}; parameters come after a *, as in {parameter}"
+    if hints[taken[0]] == records.WholeStep[records.Ranked]:
+        return "expected Ranked by itself: lists are not compared over the whole step"
+    if any(hints[name] is records.Mismatched for name in taken):
+        return "expected WholeStep[Mismatched]: these responses stand in no relation to the units of a micro-batch"
+    return ""
+
+
+def _wrong_parameters(function: Callable[..., Any], hints: dict[str, Any]) -> str:
+    for argument in inspect.signature(function).parameters.values():
         if argument.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
             return f"expected parameters by name, found {argument}"
-        if argument.kind is inspect.Parameter.KEYWORD_ONLY and (
-            argument.default is inspect.Parameter.empty or argument.name not in hints
-        ):
+        bare = argument.default is inspect.Parameter.empty or argument.name not in hints
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY and bare:
             return f"expected a type and a default for the parameter {argument.name}, as in {argument.name}: float = 0.1"
-    returned = hints.get("return")
-    if returned in (records.PairLoss, records.ResponseLoss) or inspect.isclass(returned) and issubclass(returned, Tensor):
-        return ""
-    if Tensor in get_args(returned) or getattr(returned, "array_type", None) is Tensor:
+    return ""
+
+
+def _wrong_return(returned: Any) -> str:
+    tensors = returned is Tensor or getattr(returned, "array_type", None) is Tensor
+    if tensors or returned in (records.PairLoss, records.ResponseLoss):
         return ""
     return "expected a return annotation: PairLoss or ResponseLoss of preftune.losses.records, or Tensor (one loss per unit)"

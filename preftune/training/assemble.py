@@ -164,7 +164,7 @@ class Whole:
         """`parts`: the records of each micro-batch of this rank, of the same types."""
         self.records: dict[type, Any] = {}
         self._spans: dict[type, list[list[slice]]] = {}  # per field, one of each micro-batch
-        for record in parts[0]:
+        for record in sorted(parts[0], key=lambda r: r.__name__):  # ranks meet here: in one order on all of them
             fields, self._spans[record] = [], []
             for mine in zip(*(part[record] for part in parts), strict=True):
                 everyone = ranks.gather(torch.cat([f.detach() for f in mine]))

@@ -77,6 +77,8 @@ HEAD = "from preftune.losses.records import *\nfrom torch import Tensor\n"
         (HEAD + "def mine(pairs: Pairs, beta: float = 1) -> Tensor: ...", r"come after a \*, as in mine\(pairs, \*, beta"),
         (HEAD + "def mine(pairs: Pairs, *, beta) -> Tensor: ...", r"expected a type and a default for the parameter beta"),
         (HEAD + "def mine(pairs: Pairs, **more) -> Tensor: ...", r"expected parameters by name, found \*\*more"),
+        (HEAD + "def mine(lists: WholeStep[Ranked]) -> Tensor: ...", r"expected Ranked by itself"),
+        (HEAD + "def mine(labels: Labels, m: Mismatched) -> Tensor: ...", r"expected WholeStep\[Mismatched\]"),
         (HEAD + "def mine(pairs: Pairs): ...", r"expected a return annotation: PairLoss or ResponseLoss"),
     ],
 )  # fmt: skip

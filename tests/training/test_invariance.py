@@ -14,8 +14,11 @@ from worlds import finish, free_port, spawn
 from preftune.config import Lora
 from preftune.engine.policy import Path as ScoringPath
 from preftune.engine.policy import Policy
+from preftune.losses.records import Confidence, Margin
 from preftune.model.lora import add_lora
 from preftune.registry import MODIFIERS
+from preftune.training.assemble import Whole
+from preftune.training.dist import Ranks
 
 CASES = [*scored_by_a_policy(), *SUMS]
 
@@ -92,3 +95,18 @@ def test_one_micro_batch_by_itself_is_read_once() -> None:
     at, read = setting("aot", torch.float32)._replace(policy=policy), watched(policy)
     step(at, [range(len(at.data.trees))])
     assert len(read) == 1
+
+
+def test_ranks_exchange_records_in_one_order_whatever_order_they_were_built_in() -> None:
+    class Watched(Ranks):
+        """Keeps what is gathered."""
+
+        def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+            gathered.append(float(values[0]))
+            return [values]
+
+    gathered: list[float] = []
+    parts = {Confidence: Confidence(torch.tensor([1.0])), Margin: Margin(torch.tensor([2.0]))}
+    for order in ((Confidence, Margin), (Margin, Confidence)):
+        Whole([{r: parts[r] for r in order}], Watched())
+    assert gathered == [1.0, 2.0, 1.0, 2.0]
