@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from preftune.engine.batch import Batch
+from preftune.engine.cpu_attention import BlockAttention
 
 FOREST, DENSE = "preftune_forest", "preftune_dense"
 
@@ -106,6 +107,15 @@ def forest_attention(
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
     """Attention of a packed forest, one call per branch; the first branch stands right after its prompt and shares its call."""
     forest = check_modelled(forest, attention_mask, dropout, others)
+    if (
+        query.device.type == "cpu"
+        and query.dtype in (torch.float32, torch.float64)
+        and sliding_window is None
+        and softcap is None
+    ):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        out: Tensor = BlockAttention.apply(query[0], key[0], value[0], forest.spans, scale)  # type: ignore[no-untyped-call]
+        return out[None], None
     sizes = [n for span in forest.spans for n in _calls(span.prompt, span.branches)]
     # split, not slices: the gradient of a split is one concatenation, that of n slices is n zero-padded rows
     queries, keys, values = query.split(sizes, dim=2), key.split(sizes, dim=2), value.split(sizes, dim=2)

@@ -158,5 +158,6 @@ def test_blocks_of_queries_give_the_dense_mask(block: int, groups: int, monkeypa
     for attention in (forest_attention, dense_attention):
         out, _ = attention(MODULE, *leaves, None, scaling=0.3, forest=Forest(batch))  # type: ignore[arg-type]
         found.append([out, *torch.autograd.grad(out, leaves, weight)])
+    assert "BlockAttention" in type(found[0][0].grad_fn.next_functions[0][0]).__name__
     for ours, dense in zip(*found, strict=True):
         torch.testing.assert_close(ours, dense, rtol=0, atol=1e-12)
