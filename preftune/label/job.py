@@ -19,8 +19,8 @@ from preftune.asking.records import Ledger
 from preftune.asking.replies import Replies
 from preftune.data.judgments import append_judgments, read_judgments
 from preftune.data.types import Example, Judgment
-from preftune.errors import DataError, listing
-from preftune.files import append_lines
+from preftune.errors import DataError
+from preftune.files import json_line, write_atomic
 from preftune.label.judge import Judge, Order, judge_pairs, judge_scores, questions
 from preftune.label.reliability import Reliability, flags, reliability, votes
 from preftune.label.scored import Pairs, Scored, compare
@@ -77,7 +77,7 @@ class Job:
     """One run of judging.
 
     out:          judgments.jsonl; judgments that are in it are not made again.
-    scores_out:   JSONL for the scores of single responses, a line each; None: they are only compared.
+    scores_out:   JSONL for the scores of single responses, a line each, written whole; None: they are only compared.
     """
 
     examples: Sequence[Example]
@@ -91,6 +91,7 @@ class Job:
     scores_out: Path | None = None
     on_progress: Callable[[str, int, int], None] = lambda name, done, total: None
     _waiting: list[Judgment] = field(default_factory=list)
+    _scores: list[Scored] = field(default_factory=list)
 
     def by_models(self, judges: Sequence[Judge]) -> Summary:
         """All judges, one after the other. Raises ServerError, DataError, StorageError; what came until then is written."""
@@ -114,8 +115,8 @@ class Job:
                     done=known, max_cost=self.max_cost, on_judgment=write, on_progress=progress,
                 )  # fmt: skip
             asked = {(j.example, j.shown_order) for j in (*known, *made) if j.annotator == name}
-            every = questions(self.examples, judge, order=self.order, seed=self.seed, secret=self.replies.secret)
-            wanted += sum((q.example.id, q.shown) not in asked for q in every)
+            secret = self.replies.secret
+            wanted += len(questions(self.examples, judge, order=self.order, seed=self.seed, secret=secret, known=asked))
             new += made
         return self._summary(known, new, {judge.annotator for judge in judges}, wanted)
 
@@ -127,6 +128,11 @@ class Job:
         return self._summary(known, new, names, 0)
 
     def _known(self) -> list[Judgment]:
+        """What the file holds. Raises DataError where there is nothing to judge, before anything is asked."""
+        if self.scores_out is None and not any(len(e.responses) > 1 for e in self.examples):
+            raise DataError(
+                "there is nothing to compare: no prompt has two responses (--score with --scores FILE rates single ones)"
+            )
         return read_judgments(self.out) if self.out.exists() else []
 
     @contextmanager
@@ -154,7 +160,8 @@ class Job:
     def _compared(self, scored: Sequence[Scored], name: str, known: Sequence[Judgment]) -> list[Judgment]:
         mine = [one for one in scored if one.annotator == name]
         if self.scores_out is not None:
-            append_lines(self.scores_out, [one._asdict() for one in mine])
+            self._scores += mine
+            write_atomic(self.scores_out, "".join(json_line(one._asdict()) for one in self._scores))
         by_example: dict[str, dict[int, Scored]] = {}
         for one in mine:
             by_example.setdefault(one.example, {})[one.response] = one
@@ -176,9 +183,6 @@ class Job:
 
     def _summary(self, known: Sequence[Judgment], new: Sequence[Judgment], names: set[str], n_not_asked: int) -> Summary:
         mine = [j for j in (*known, *new) if j.annotator in names]
-        if not mine and not any(len(e.responses) > 1 for e in self.examples) and self.scores_out is None:
-            places = [f"{e.source or e.id}: one response" for e in self.examples]
-            raise DataError(f"there is nothing to compare; --scores FILE keeps scores of single responses:\n{listing(places)}")
         figures = reliability(mine, self.examples)
         if len(names) > 1:
             figures += reliability(votes(mine), self.examples)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
@@ -78,8 +78,16 @@ class Asked(NamedTuple):
     code: str
 
 
-def questions(examples: Sequence[Example], judge: Judge, *, order: Order, seed: int, secret: str) -> list[Asked]:
-    """Everything that there is to ask, identical responses left out."""
+def questions(
+    examples: Sequence[Example],
+    judge: Judge,
+    *,
+    order: Order,
+    seed: int,
+    secret: str,
+    known: Collection[tuple[str, tuple[int, ...]]] = frozenset(),
+) -> list[Asked]:
+    """Everything that there is to ask, identical responses and what is `known` (example, order shown) left out."""
     asked = []
     for example in examples:
         template = judge.templates.of(example)
@@ -87,7 +95,9 @@ def questions(examples: Sequence[Example], judge: Judge, *, order: Order, seed: 
             groups: list[tuple[int, ...]] = [(k,) for k in range(len(example.responses))]
         else:
             groups = [shown for i, j in _pairs(example) for shown in _orders(example, i, j, order, seed)]
-        asked += [Asked(example, shown, template, _code(example, shown, secret) if template.own else "") for shown in groups]
+        for shown in groups:
+            if (example.id, shown) not in known:
+                asked.append(Asked(example, shown, template, _code(example, shown, secret) if template.own else ""))
     return asked
 
 
@@ -109,7 +119,8 @@ def judge_pairs(
     on_judgment: told of each at once, so that it can be written down. Responses of an example are compared each with each.
     A question that is not asked because of `max_cost` has no judgment. Raises DataError, ServerError, StorageError.
     """
-    known = {(j.example, j.shown_order) for j in done if j.annotator == judge.annotator and j.verdict != "unscored"}
+    name = judge.annotator
+    known = {(j.example, j.shown_order) for j in done if j.annotator == name and j.verdict != "unscored"}
     found: list[Judgment] = []
 
     def add(judgment: Judgment) -> None:
@@ -119,16 +130,12 @@ def judge_pairs(
     for example in examples:
         for i, j in itertools.combinations(range(len(example.responses)), 2):
             if example.responses[i] == example.responses[j] and (example.id, (i, j)) not in known:
-                add(Judgment(example.id, i, j, "tie", judge.annotator, (i, j), 0.0, _now(), IDENTICAL))
-    asked = [
-        a
-        for a in questions(examples, judge, order=order, seed=seed, secret=replies.secret)
-        if (a.example.id, a.shown) not in known
-    ]
+                add(Judgment(example.id, i, j, "tie", name, (i, j), 0.0, _now(), IDENTICAL))
+    asked = questions(examples, judge, order=order, seed=seed, secret=replies.secret, known=known)
     for n, (index, answer, read) in enumerate(_read(asked, judge, replies, ledger, max_cost), 1):
         on_progress(n, len(asked))
         if not isinstance(answer, Failed) or answer.asked:
-            add(_judgment(asked[index], answer, read, judge.annotator))
+            add(_judgment(asked[index], answer, read, name))
     return found
 
 
@@ -142,6 +149,7 @@ def judge_scores(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Scored]:
     """The score of each response that was asked about, in the order of the examples; None where a reply holds none."""
+    name = judge.annotator
     asked = questions(examples, judge, order="both", seed=0, secret=replies.secret)
     found: list[Scored | None] = [None] * len(asked)
     for n, (index, answer, read) in enumerate(_read(asked, judge, replies, ledger, max_cost), 1):
@@ -150,7 +158,7 @@ def judge_scores(
             continue
         seconds = 0.0 if isinstance(answer, Failed) else answer.seconds
         one = asked[index]
-        found[index] = Scored(one.example.id, one.shown[0], read.value, judge.annotator, seconds, _now(), read.why)
+        found[index] = Scored(one.example.id, one.shown[0], read.value, name, seconds, _now(), read.why)
     return [one for one in found if one is not None]
 
 

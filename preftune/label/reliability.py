@@ -114,7 +114,7 @@ def flags(examples: Sequence[Example]) -> list[str]:
             for j in range(i + 1, len(texts)):
                 if texts[i] == texts[j]:
                     identical.append(e.id)
-                elif similarity(texts[i], texts[j]) >= _NEAR:
+                elif _alike(texts[i], texts[j]) and similarity(texts[i], texts[j]) >= _NEAR:
                     near.append(e.id)
     constant = {text: len(prompts) for text, prompts in said.items() if len(prompts) > 2}
     lines = []
@@ -128,6 +128,14 @@ def flags(examples: Sequence[Example]) -> list[str]:
         shown = " ".join(text.split())
         lines.append(f"one answer stands under {n} prompts: {shown[:60]!r}{' …' if len(shown) > 60 else ''}")
     return lines
+
+
+def _alike(a: str, b: str) -> bool:
+    """Whether comparing closely is worth its time: lengths within a third, and half the words shared where there are words."""
+    if abs(len(a) - len(b)) > max(len(a), len(b)) / 3:
+        return False
+    one, other = {*a.split()}, {*b.split()}
+    return min(len(one), len(other)) < 10 or 2 * len(one & other) >= len(one | other)
 
 
 def _some(names: list[str]) -> str:

@@ -278,7 +278,14 @@ def test_scores_compare_and_are_written(judge: Callable[..., dict[str, Any]], tm
     assert [(j.i, j.j, j.verdict, j.why) for j in read_judgments(tmp_path / "best.jsonl")] == [(0, 1, "i", "9 against 2")] * 6
     assert best["ledger"]["n_requests"] == 0
     scores = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
-    assert [s["score"] for s in scores[:3]] == [9.0, 2.0, 2.0]
+    assert [s["score"] for s in scores[:3]] == [9.0, 2.0, 2.0] and len(scores) == 18, "written whole by each run"
+
+
+def test_one_response_is_nothing_to_compare_and_nobody_is_asked(judge: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    data = save(tmp_path / "d.jsonl", [{"prompt": "p", "responses": ["alone"]}])
+    with serving(TapeServer(reply=honest)) as state:
+        words = ("--data", data, "--base-url", state.url, "--judge-model", "m", "--score")
+        assert "nothing to compare" in judge(*words, fails=DataError)["error"] and state.n_requests == 0
 
 
 def test_several_judges_vote(judge: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
