@@ -45,20 +45,22 @@ class _Use(NamedTuple):
 def material(trees: Sequence[Tree], goal: Sequence[Objective]) -> Material:
     """Only what the objectives need. Raises DataError when nothing is left, or an objective would get nothing."""
     kept, units, dropped = [], [], []
+    reasons: dict[int, str] = {}  # of each objective, why it cannot use the first example that it cannot
     for tree in trees:
         whole = _labelled(_without_ties(tree), goal)
         uses = [_USES.get(o.record, _pairs)(whole) for o in goal]
         usable = [u for u in uses if isinstance(u, _Use)]
+        tied = bool(tree.pairs) and not whole.pairs
+        reasons = {k: _TIE if tied else u for k, u in enumerate(uses) if isinstance(u, str)} | reasons
         if not usable:
-            tied = tree.pairs and not whole.pairs
             dropped.append((tree.id, _TIE if tied else next(u for u in uses if isinstance(u, str))))
             continue
         kept.append(_only(whole, sorted(set().union(*(u.branches for u in usable)))))
         units.append([u.n_units if isinstance(u, _Use) else 0 for u in uses])
     n_units = np.array(units, np.int64).reshape(-1, len(goal))
-    for objective, n in zip(goal, n_units.sum(0), strict=True):
+    for k, (objective, n) in enumerate(zip(goal, n_units.sum(0), strict=True)):
         if not n:
-            reason = f"the first: {dropped[0][1]}" if dropped else "there are none"
+            reason = f"the first: {reasons[k]}" if k in reasons else "there are none"
             raise DataError(f"loss.name={objective.name}: none of the {len(trees)} examples can be used; {reason}")
     others = _mismatched(kept) if any(Mismatched in o.given for o in goal) else None
     return Material(kept, n_units, dropped, _notes(kept, goal, from_pairs=any(t.pairs for t in trees)), others)
@@ -68,7 +70,9 @@ def _without_ties(tree: Tree) -> Tree:
     """Without pairs that prefer nothing, and without the branches that were in no other pair."""
     clear = tuple(p for p in tree.pairs if p.confidence > 0.5)
     tied = {k for p in tree.pairs for k in p[:2]} - {k for p in clear for k in p[:2]}
-    return _only(replace(tree, pairs=clear), [k for k in range(len(tree.branches)) if k not in tied]) if tied else tree
+    if len(clear) == len(tree.pairs):
+        return tree
+    return _only(replace(tree, pairs=clear), [k for k in range(len(tree.branches)) if k not in tied])
 
 
 def _labelled(tree: Tree, goal: Sequence[Objective]) -> Tree:

@@ -281,6 +281,20 @@ def test_ties_are_dropped_with_their_reason() -> None:
     assert first_ids(made.trees) == [[0, 1]], "the branch of the tie is not read"
 
 
+def test_a_tie_is_no_preference_where_its_responses_have_others() -> None:
+    made = material([tree(Pair(0, 1), Pair(1, 2), Pair(0, 2, 0.5))], DPO)
+    assert made.trees[0].pairs == (Pair(0, 1), Pair(1, 2)) and made.n_units.tolist() == [[2]]
+
+
+def test_each_objective_of_a_sum_has_its_own_units_and_its_own_reason() -> None:
+    made = material([tree(Pair(0, 1), k=2), tree(k=1)], [*DPO, *SFT])
+    assert made.n_units.tolist() == [[1, 1], [0, 1]] and first_ids(made.trees) == [[0, 1], [0]]
+    with pytest.raises(
+        PreftuneError, match="loss.name=dpo: none of the 1 examples can be used; the first: it has no preference"
+    ):
+        material([tree(k=1)], [*SFT, *DPO])
+
+
 @pytest.mark.parametrize(
     ("given_", "expected"),
     [
