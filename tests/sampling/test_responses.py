@@ -171,8 +171,6 @@ def test_prompts_without_an_answer_are_said_and_asked_the_next_time(run: Run, tm
 @pytest.fixture(scope="module")
 def served(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `transformers serve` with the tiny model."""
-    for needed in ("fastapi", "uvicorn"):
-        pytest.importorskip(needed, reason="transformers serve needs it")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
