@@ -109,7 +109,8 @@ def contradictions(corpus: Corpus) -> Finding:
     noise = numbers.get("noise")
     if isinstance(noise, float):
         said += f"; comparisons made twice suggest that {noise:.0%} or more of the labels are wrong"
-    surely = share([True] * len(wrong) + [False] * (n - len(wrong)), range(n))
+    n_both = sum(len(edges[e]) for e in both_ways)  # circles come with any noisy ranking of several: a warning is enough there
+    surely = share([True] * n_both + [False] * (n - n_both), range(n))
     severity = graded(surely, note=-1.0, warning=-1.0, error=0.1)
     return Finding(
         "contradictions",
