@@ -78,6 +78,10 @@ class BatchSettings(Section):
     tokens_per_microbatch: Annotated[
         int, setting("most tokens read in one forward pass on one device; never changes the result", unit="tokens", ge=1)
     ] = 8192
+    activation_checkpointing: Annotated[
+        bool,
+        setting("make each layer's activations again in the backward pass instead of keeping them: less memory, same result"),
+    ] = False
     max_length: Annotated[
         int | None,
         setting(

@@ -107,12 +107,7 @@ def forest_attention(
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
     """Attention of a packed forest, one call per branch; the first branch stands right after its prompt and shares its call."""
     forest = check_modelled(forest, attention_mask, dropout, others)
-    if (
-        query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.float64)
-        and sliding_window is None
-        and softcap is None
-    ):
+    if sliding_window is None and softcap is None and _precise_on_cpu(query, key, value):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         out: Tensor = BlockAttention.apply(query[0], key[0], value[0], forest.spans, scale)  # type: ignore[no-untyped-call]
         return out[None], None
@@ -138,6 +133,12 @@ def forest_attention(
                 )
             at += 1
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _precise_on_cpu(*given: Tensor) -> bool:
+    types = {x.dtype for x in given}
+    served = types == {torch.float32} or types == {torch.float64}
+    return served and given[0].device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def dense_attention(

@@ -29,6 +29,7 @@ from preftune.engine.reward import RewardModel
 from preftune.errors import ConfigError, DataError, ModelError, nearest
 from preftune.files import default_cache
 from preftune.losses.records import Scores, SequentialKL
+from preftune.model.checkpointing import checkpoint_layers
 from preftune.model.compile import use_compiled_layers
 from preftune.model.device import Precision, precision_of
 from preftune.model.identity import identity
@@ -245,6 +246,8 @@ def load_policy(
         if precision.autocast is not None:
             cast_frozen(model, precision.autocast, exactly=config.lora.merge)
         policy = kind(model, policy.path, autocast=precision.autocast)
+    if config.batch.activation_checkpointing:
+        checkpoint_layers(model)
     if config.compile:
         use_compiled_layers(model, True)
     return policy, precision
@@ -321,7 +324,8 @@ def _other(config: Config, policy: Policy, precision: Precision, trees: Sequence
 def check_resumable(run: Run, config: Config) -> None:
     """Raises ConfigError listing every setting that differs from the run's own and would change its result."""
     before, now = _flat(run.config().model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-    free = ("out", "cache", "trackers", "device", "checkpoint.", "samples.", "batch.tokens_per_microbatch", "lora.merge")
+    free = ("out", "cache", "trackers", "device", "checkpoint.", "samples.", "lora.merge", "batch.tokens_per_microbatch",
+            "batch.activation_checkpointing")  # fmt: skip
     changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(free)]
     if changed:
         lines = "\n".join(f"  {k}: {before.get(k)!r} in the run, {now.get(k)!r} now" for k in changed)
