@@ -138,9 +138,14 @@ def as_rank(rank: int, port: str, cases: list[str], folder: str) -> None:
 
 
 def apart(a: Found, b: Found) -> float:
-    """Largest difference between two steps: metrics by their size, gradients by the largest entry."""
+    """Largest difference between two steps: losses by their size, gradients by the largest entry, other metrics by the largest.
+
+    The others are differences of log-probs, which are what float32 rounds.
+    """
     assert a.metrics.keys() == a.evaluated.keys() == b.metrics.keys()
-    measured = max(abs(x[n] - b.metrics[n]) / max(1.0, abs(b.metrics[n])) for n in b.metrics for x in (a.metrics, a.evaluated))
+    largest = max(abs(v) for v in b.metrics.values())
+    size = {n: max(1.0, abs(v) if n.startswith("loss") else largest) for n, v in b.metrics.items()}
+    measured = max(abs(found[n] - b.metrics[n]) / size[n] for n in size for found in (a.metrics, a.evaluated))
     return max(measured, tiny.relative(a.gradient, b.gradient))
 
 
