@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function
 from torch.func import functional_call
 from torch.nn.functional import embedding as usual_embedding
@@ -83,6 +84,8 @@ def _same(module: nn.Module, forward: Callable[..., Any], first: Any) -> bool:
         module.train(was_training)
     if not isinstance(expected, Tensor) or found.dtype != expected.dtype or found.shape != expected.shape:
         return False
+    if isinstance(expected, FakeTensor):  # no numbers, only sizes, which are those of the layer that would be served
+        return True
     return float((found - expected).abs().max()) <= 8 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
 
 

@@ -148,3 +148,14 @@ def test_what_is_kept_and_then_changed_is_noticed() -> None:
     x.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out()
+
+
+def test_sizes_without_numbers_pass_through() -> None:
+    """A policy of made-up tensors keeps what a real one keeps, so that memory can be told before there are weights."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModelForCausalLM
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        policy = Policy(AutoModelForCausalLM.from_config(tiny.config("llama")), Path("forest", "own"))
+        assert "LlamaRMSNorm" in served(policy)
+        policy(policy.pack(TREES)).sum().backward()
