@@ -97,7 +97,7 @@ def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
 
     say("1  A world is written", f"{size.demonstrations:,} support-desk dialogues of mixed quality, a vocabulary of its own")
     base = make_base(world, out / "base", seed=seed)
-    _write_dialogues(out / "demonstrations.jsonl", world.demonstrations(size.demonstrations))
+    write_dialogues(out / "demonstrations.jsonl", world.demonstrations(size.demonstrations))
 
     say("2  A tiny language model imitates them (SFT)", "this will be the reference")
     sft = train(sft_settings(base, out, size, seed), quiet=True)
@@ -334,7 +334,8 @@ def _make_room(out: Path) -> None:
                 made.unlink(missing_ok=True)
 
 
-def _write_dialogues(path: Path, examples: Sequence[Example]) -> None:
+def write_dialogues(path: Path, examples: Sequence[Example]) -> None:
+    """Prompts with their first reply as rows of `messages`, as demonstrations usually come."""
     rows = []
     for e in examples:
         assert not isinstance(e.prompt, str) and isinstance(e.responses[0], str)
