@@ -78,7 +78,7 @@ def test_train_without_a_recipe_names_its_folder_itself(world: World, tmp_path: 
     assert (tmp_path / left.out.strip() / "model").is_dir()
 
 
-@pytest.mark.parametrize("recipe", ["dpo", "sft"])
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in (Path(__file__).parents[1] / "recipes").glob("*.yaml")))
 def test_the_recipes_of_the_repository(world: World, tmp_path: Path, recipe: str) -> None:
     file = Path(__file__).parents[1] / "recipes" / f"{recipe}.yaml"
     words = [f"model={world.base}", f"data={world.file('pairs')}", f"out={tmp_path / 'run'}", f"cache={tmp_path}"]
