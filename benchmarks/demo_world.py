@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,19 +84,6 @@ def make_world(folder: Path, size: Size, *, seed: int) -> Made:
     return Made(folder, size, seed, sft, collected, unseen, measure(sft, unseen, size, seed + 1))
 
 
-def measured_once(made: Made, name: str, settings: Mapping[str, Any], data: Path) -> Row:
-    """Trains as the demo does but for `settings` and `data`, and measures. What was measured before is read from its file."""
-    file = make_folder(made.folder / "results") / f"{name}.json"
-    if file.exists():
-        row: Row = json.loads(file.read_text())
-        return row
-    row = {"name": name, "seed": made.seed, "data": data.stem, **train(made, name, settings, data)}
-    if "stopped" not in row:
-        row |= measures(made, Run.open(made.folder / "runs" / name))
-    write_atomic(file, json.dumps(row, indent=1))
-    return row
-
-
 def train(made: Made, name: str, settings: Mapping[str, Any], data: Path) -> Row:
     """The demo's DPO stage with another loss and other settings. What the curve says; "stopped" where training gave up."""
     out = made.folder / "runs" / name
@@ -121,7 +108,7 @@ def train(made: Made, name: str, settings: Mapping[str, Any], data: Path) -> Row
     }
 
 
-def measures(made: Made, run: Run) -> Row:
+def of_policy(made: Made, run: Run) -> Row:
     """What true reward, reference and replies say of a trained model; an estimate is [value, low, high]."""
     after = measure(run, made.unseen, made.size, made.seed + 1)
     kl = divergence(run, made.sft, after)
@@ -146,6 +133,27 @@ def of_replies(measured: Measured) -> Row:
 
 def _triple(estimate: Estimate) -> list[float]:
     return [estimate.value, estimate.low, estimate.high]
+
+
+Measure = Callable[[Made, Run], Row]
+"""What is measured of a run when it is over."""
+
+
+def measured_once(made: Made, name: str, settings: Mapping[str, Any], data: Path, *, by: Measure = of_policy) -> Row:
+    """Trains as the demo does but for `settings` and `data`, and measures (by `of_policy`, or another way).
+
+    What was measured before is read from its file, results/NAME.json.
+    """
+    file = made.folder / "results" / f"{name}.json"
+    make_folder(file.parent)
+    if file.exists():
+        row: Row = json.loads(file.read_text())
+        return row
+    row = {"name": name, "seed": made.seed, "data": data.stem, **train(made, name, settings, data)}
+    if "stopped" not in row:
+        row |= by(made, Run.open(made.folder / "runs" / name))
+    write_atomic(file, json.dumps(row, indent=1))
+    return row
 
 
 def _run(settings: Mapping[str, Any], name: str) -> None:

@@ -98,7 +98,7 @@ def one_seed(made: Made) -> list[Row]:
     rows = [{"name": "(the SFT model)", "seed": made.seed, **of_replies(made.before)}]
     for name, loss in names().items():
         if loss:
-            run = f"length-{name.replace(', ', '-').replace(' ', '-')}"
+            run = f"length/{name.replace(', ', '-').replace(' ', '-')}"
             rows.append(measured_once(made, run, loss, fair if name == FAIR else biased) | {"name": name})
             tokens, truth = rows[-1]["tokens"][0], rows[-1]["reward"][0]
             print(f"seed {made.seed}, {name}: {tokens:.1f} tokens, reward {truth:.2f}", flush=True)

@@ -18,10 +18,11 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from demo_world import TINY, Made, Row, dress, make_world, measured_once, of_replies, save_figure, table, train
+from demo_world import TINY, Made, Row, dress, make_world, measured_once, of_policy, of_replies, save_figure, table
 
 from preftune.data.pairs import labels, preferences
 from preftune.data.types import Example, Judgment
@@ -76,7 +77,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     start = {"name": "(the SFT model)", **of_replies(made.before)}
-    write_atomic(made.folder / "results.json", json.dumps([start, *rows], indent=1))
+    known = [json.loads(file.read_text()) for file in sorted((made.folder / "results").glob("*.json"))]
+    write_atomic(made.folder / "results.json", json.dumps([start, *known], indent=1))
     policies = sorted((r for r in rows if "win_rate" in r), key=lambda r: -r["win_rate"][0])
     print("\n" + table([start, *policies], COLUMNS))
     if asked.svg:
@@ -142,31 +144,20 @@ def row_of(made: Made, name: str, files: dict[str, Path], words: Sequence[str] =
     """What is measured of one objective: a policy by its replies, a reward model by its order of replies."""
     settings, data = {"loss.name": name} | dict(parse_word(word) for word in words), files[kind_of_data(name)]
     name = " ".join([name, *words])
-    if objective(settings["loss.name"], {}).record is not Scores:
-        return measured_once(made, name, settings, data)
-    file = made.folder / f"{name}.json"
-    if not file.exists():
-        row = {"name": name, "seed": made.seed, "data": data.stem, **train(made, name, settings, data)}
-        if "stopped" not in row:
-            row["accuracy"], row["n_pairs"] = accuracy(made, Run.open(made.folder / "runs" / name))
-        write_atomic(file, json.dumps(row, indent=1))
-    found: Row = json.loads(file.read_text())
-    return found
+    scores = objective(settings["loss.name"], {}).record is Scores
+    return measured_once(made, name, settings, data, by=of_reward_model if scores else of_policy)
 
 
-def accuracy(made: Made, run: Run) -> tuple[float, int]:
+def of_reward_model(made: Made, run: Run) -> Row:
     """How often the reward model prefers the truly better of two replies to an unseen prompt, and of how many pairs."""
     examples = [replace(e, responses=tuple(t)) for e, t in zip(made.unseen, made.before.texts, strict=True)]
     scores = {(s.example, s.response): s.score for s in score_by_reward(examples, str(run.model))}
     right = []
     for example, truth in zip(examples, made.before.rewards(), strict=True):
-        for i in range(len(truth)):
-            for j in range(i):
-                if truth[i] != truth[j]:
-                    a, b = scores[example.id, i], scores[example.id, j]
-                    assert a is not None and b is not None
-                    right.append((a > b) == (truth[i] > truth[j]))
-    return sum(right) / len(right), len(right)
+        order = sorted(range(len(truth)), key=truth.__getitem__)
+        apart = [(worse, better) for worse, better in combinations(order, 2) if truth[worse] < truth[better]]
+        right += [scores[example.id, better] > scores[example.id, worse] for worse, better in apart]
+    return {"accuracy": sum(right) / len(right), "n_pairs": len(right)}
 
 
 def line(row: Row) -> str:
@@ -181,41 +172,60 @@ def line(row: Row) -> str:
 # The figure
 
 
+CROWD = (2.4, 15.0, 0.77, 0.93)  # least and most KL, least and most win rate: where most objectives are
+
+
 def draw(rows: list[Row], file: Path) -> None:
-    """Win rate against KL, a point with its name for each objective."""
+    """Win rate against KL, a point for each objective: all of them, and where most are once more, larger."""
     from matplotlib.figure import Figure
 
-    from preftune.report.curves import FAINT, FIRST, INK, SECOND
+    from preftune.report.curves import FAINT, INK
+
+    figure = Figure(figsize=(10.5, 5.2), layout="constrained")
+    everywhere, close = figure.subplots(1, 2, width_ratios=(2, 3))
+    crowd = [r for r in rows if CROWD[0] < r["kl"][0] < CROWD[1] and CROWD[2] < r["win_rate"][0] < CROWD[3]]
+    for axes, named in ((everywhere, [r for r in rows if r not in crowd]), (close, crowd)):
+        _points(axes, rows)
+        axes.set_xlabel("KL from the SFT model, nats a reply")
+        if axes is close:
+            axes.set(xlim=CROWD[:2], ylim=CROWD[2:])
+        else:
+            axes.set(xscale="log", xlim=(0.03, 1500), ylim=(0, 1), ylabel="win rate over the SFT model")
+            axes.axhline(0.5, color=FAINT, linewidth=1, zorder=0)
+            axes.legend(frameon=False, labelcolor=INK, loc="lower left")
+        dress(axes, INK, FAINT, grid="both")
+        figure.draw_without_rendering()  # places the axes, which the names need
+        _name_points(axes, named, INK, FAINT)
+    save_figure(figure, file, "Win rate against KL of every objective; on the right the crowded part")
+
+
+def _points(axes: Any, rows: list[Row]) -> None:
+    from preftune.report.curves import FIRST, SECOND
 
     looks = {"pairs": ("o", FIRST), "lists": ("D", FIRST), "unpaired": ("s", SECOND), "no reference": ("^", SECOND)}
-    figure = Figure(figsize=(8.4, 6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.axhline(0.5, color=FAINT, linewidth=1, zorder=0)
     for family, (marker, colour) in looks.items():
         mine = [r for r in rows if FAMILIES[objective(r["settings"]["loss.name"], {}).record] == family]
         x, y = [r["kl"][0] for r in mine], [r["win_rate"][0] for r in mine]
-        axes.scatter(x, y, marker=marker, color=colour, label=family, s=26)
-    axes.set(
-        xscale="log", xlabel="KL from the SFT model, nats a reply", ylabel="win rate over the SFT model, by the true reward"
-    )
-    _name_points(axes, rows, INK, FAINT)
-    dress(axes, INK, FAINT, grid="both")
-    axes.legend(frameon=False, labelcolor=INK, loc="lower left")
-    save_figure(figure, file, "Win rate against KL of every objective")
+        axes.scatter(x, y, marker=marker, color=colour, label=family, s=22)
 
 
 def _name_points(axes: Any, rows: list[Row], ink: str, faint: str) -> None:
-    """Names beside the points, moved up or down until none lies on another, with a line to the point where moved."""
-    taken: list[tuple[float, float, int]] = []
-    for row in sorted(rows, key=lambda r: -r["win_rate"][0]):
-        x, y = axes.transData.transform((row["kl"][0], row["win_rate"][0]))
-        at, name = y, row["name"]
-        while any(abs(at - b) < 11 and x < a + 6 * n + 12 and a < x + 6 * len(name) + 12 for a, b, n in taken):
-            at -= 2
-        taken.append((x, at, len(name)))
-        arrow = {"arrowstyle": "-", "color": faint, "linewidth": 0.6} if y - at > 4 else None
-        place = axes.transData.inverted().transform((x + 9, at))
-        axes.annotate(name, (row["kl"][0], row["win_rate"][0]), place, color=ink, fontsize=8, va="center", arrowprops=arrow)
+    """Each name at the nearest place to its point where it covers no other name and no point, with a line if that is far."""
+    points = [tuple(axes.transData.transform((r["kl"][0], r["win_rate"][0]))) for r in rows]
+    taken = [(x - 4, x + 4, y) for x, y in points]  # left, right, middle, in pixels
+    shifts = sorted(((side, up) for side in (1, -1) for up in range(-120, 121, 4)), key=lambda s: abs(s[1]) - s[0])
+    for row, (x, y) in sorted(zip(rows, points, strict=True), key=lambda pair: -pair[1][1]):
+        width = 7.5 * len(row["name"])
+        for side, up in shifts:
+            left = x + 8 + abs(up) / 3 if side > 0 else x - 8 - abs(up) / 3 - width
+            box = (left, left + width, y + up)
+            if all(abs(box[2] - m) > 11 or box[0] > r or box[1] < left_of for left_of, r, m in taken):
+                break
+        taken.append(box)
+        at = axes.transData.inverted().transform((box[0] if side > 0 else box[1], box[2]))
+        arrow = {"arrowstyle": "-", "color": faint, "linewidth": 0.7} if abs(up) > 8 else None
+        look = {"color": ink, "fontsize": 8, "va": "center", "ha": "left" if side > 0 else "right", "arrowprops": arrow}
+        axes.annotate(row["name"], (row["kl"][0], row["win_rate"][0]), at, **look)
 
 
 if __name__ == "__main__":
