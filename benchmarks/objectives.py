@@ -1,9 +1,9 @@
 """Every objective on the demo's world: win rate against the reference by the true reward, and the KL that it took.
 
-    python benchmarks/objectives.py --out runs/objectives                       # all of them, a quarter of an hour of one core
-    python benchmarks/objectives.py --out runs/objectives --only dpo,kto        # some
+    python benchmarks/objectives.py --out runs/objectives                                  # all: about ten minutes
+    python benchmarks/objectives.py --out runs/objectives --only dpo,kto,my.py:my_loss     # some; one of your own
     python benchmarks/objectives.py --out runs/objectives --only dpo --set loss.beta=0.5   # with other settings
-    python benchmarks/objectives.py --out runs/see --quick                      # that it runs
+    python benchmarks/objectives.py --out runs/see --quick                                 # that it runs
 
 Each objective starts from the same SFT model and reads what it is for, made from the same replies and the same errors of
 judgment, with its own defaults. What is finished is in OUT/seed-N/results and is not measured again.
@@ -142,10 +142,10 @@ def kind_of_data(name: str) -> str:
 
 def row_of(made: Made, name: str, files: dict[str, Path], words: Sequence[str] = ()) -> Row:
     """What is measured of one objective: a policy by its replies, a reward model by its order of replies."""
-    settings, data = {"loss.name": name} | dict(parse_word(word) for word in words), files[kind_of_data(name)]
-    name = " ".join([name, *words])
-    scores = objective(settings["loss.name"], {}).record is Scores
-    return measured_once(made, name, settings, data, by=of_reward_model if scores else of_policy)
+    settings = {"loss.name": name} | dict(parse_word(word) for word in words)
+    by = of_reward_model if objective(name, {}).record is Scores else of_policy
+    called = " ".join([name.rpartition(":")[2], *words])
+    return measured_once(made, called, settings, files[kind_of_data(name)], by=by)
 
 
 def of_reward_model(made: Made, run: Run) -> Row:
