@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from preftune import cli_data, cli_judge
+from preftune import cli_check, cli_data, cli_judge
 from preftune.errors import ConfigError, PreftuneError
 
 app = typer.Typer(
@@ -110,7 +110,9 @@ def score(
     beta: Annotated[float | None, typer.Option(help="β of the reward; default: the run's own, else 0.1.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSONL file to write; default: standard output.")] = None,
     format: Annotated[str, typer.Option(help="Data format, or auto.")] = "auto",
-    template: Annotated[str | None, typer.Option(help="Chat template: chatml, plain or a Jinja file.")] = None,
+    template: Annotated[
+        str | None, typer.Option("--chat-template", "--template", help="Chat template: chatml, plain or a Jinja file.")
+    ] = None,
     quarantine: Annotated[Path | None, typer.Option(help="Move bad rows to this file and go on.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest prompt + response, in tokens.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or pure_bf16.")] = "auto",
@@ -149,7 +151,9 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that hold this share.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
-    template: Annotated[str | None, typer.Option(help="Chat template: chatml, plain or a Jinja file.")] = None,
+    template: Annotated[
+        str | None, typer.Option("--chat-template", "--template", help="Chat template: chatml, plain or a Jinja file.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
 ) -> None:
     """Talk to a model; tokens appear as they come. /new starts over, /quit leaves."""
@@ -217,7 +221,7 @@ def config(loss: Annotated[str | None, typer.Option(help="Show the parameters of
     sys.stdout.write(describe(loss))
 
 
-for _name, _verb in (*cli_data.VERBS.items(), *cli_judge.VERBS.items()):
+for _name, _verb in (*cli_check.VERBS.items(), *cli_data.VERBS.items(), *cli_judge.VERBS.items()):
     app.command(_name)(_verb)
 
 

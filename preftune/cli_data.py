@@ -1,20 +1,17 @@
-"""The verbs that make and look at preference data: check, import, agree, pairs. `preftune.cli` takes them in."""
+"""The verbs that make preference data: import, agree, pairs. `preftune.cli` takes them in."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from preftune.cli_asking import Fields, Format, Quarantine, fields_of
 from preftune.errors import ConfigError
-
-if TYPE_CHECKING:
-    from preftune.diagnose.check import Check
 
 Judgments = Annotated[Path, typer.Argument(help="Judgments, as judge and annotate write them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
@@ -42,22 +39,20 @@ def import_data(
     aspects: Annotated[
         str | None, typer.Option(help="Ratings that count, separated by commas; default: what the format says.")
     ] = None,
-    format: Annotated[str, typer.Option(help="Data format, or auto.")] = "auto",
-    field: Annotated[list[str] | None, typer.Option(help="Column of another name: prompt=question. May be repeated.")] = None,
-    quarantine: Annotated[Path | None, typer.Option(help="Move bad rows to this file and go on.")] = None,
+    format: Format = "auto",
+    field: Fields = None,
+    quarantine: Quarantine = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Bring a preference set of any known format into one file of ours, margins kept."""
     from preftune.data.importing import import_file
 
-    if wrong := [word for word in field or [] if "=" not in word]:
-        raise ConfigError(f"--field {wrong[0]}: expected OURS=THEIRS, such as prompt=question")
     counts = import_file(
         data,
         out,
         format=format,
-        fields=dict(word.split("=", 1) for word in field or []),
+        fields=fields_of(field),
         quarantine=quarantine,
         aspects=tuple(name.strip() for name in (aspects or "").split(",") if name.strip()),
         choice=choice,
@@ -130,74 +125,5 @@ def pairs(
     print_counts(counts, as_json)
 
 
-def check(
-    data: Annotated[str, typer.Argument(help="Preference file, folder, saved dataset or hub id.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="Also tokenize with this model, and ask it how likely the data are.")
-    ] = None,
-    against: Annotated[
-        list[str] | None, typer.Option(help="Held-out set or benchmark that must not be in the data. May be repeated.")
-    ] = None,
-    judged: Annotated[Path | None, typer.Option(help="Judgments of some of the examples, to hold the labels against.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Run this check alone. May be repeated.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also show checks that found nothing.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Leave with exit code 1 where there is an error.")] = False,
-    fix: Annotated[
-        Path | None, typer.Option(help="Write a cleaned copy to this JSONL file; what was left out is said.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the findings with plots to this page.")] = None,
-    format: Annotated[str, typer.Option(help="Data format, or auto.")] = "auto",
-    template: Annotated[str | None, typer.Option(help="Chat template: chatml, plain or a Jinja file.")] = None,
-    quarantine: Annotated[Path | None, typer.Option(help="Move bad rows to this file.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest prompt + response, in tokens.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """What is wrong with a preference file, before a GPU hour is spent on it: findings with numbers, places and remedies."""
-    from rich.console import Console
-
-    from preftune.data.judgments import read_judgments
-    from preftune.diagnose.check import inspect
-
-    if model is None and (template is not None or max_length is not None):
-        raise ConfigError("--template and --max-length: give --model too, whose tokenizer they are for")
-    renderer = score = None
-    if model is not None:
-        from preftune.diagnose.reference import scored_by
-        from preftune.model.load import open_renderer
-
-        renderer = open_renderer(model, template=template, max_length=max_length, usual=1024)
-        score = partial(scored_by, model, renderer=renderer, template=template, device=device)
-    with Console(stderr=True).status("reading") as status:
-        found = inspect(
-            data, renderer=renderer, score=score, against=against or (), judged=read_judgments(judged) if judged else (),
-            only=only or (), format=format, quarantine=quarantine, on_progress=status.update,
-        )  # fmt: skip
-    if fix is not None:
-        _write_cleaned(found, data, fix)
-    if html is not None:
-        from preftune.report.check_page import write_page
-
-        write_page(found, html, title=data)
-    if as_json:
-        print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
-    else:
-        found.show(Console(highlight=False), everything=everything)
-    if strict and found.n_errors:
-        raise typer.Exit(1)
-
-
-def _write_cleaned(found: Check, data: str, out: Path) -> None:
-    from preftune.data.write import write_examples
-    from preftune.diagnose.clean import cleaned
-
-    if Path(data).expanduser().resolve() == out.resolve():
-        raise ConfigError(f"--fix {out}: this is the data itself, which is never changed; name another file")
-    examples, account = cleaned(found)
-    write_examples(out, examples)
-    for name, n in account.items():
-        say(f"{n:>9,}  {'kept in ' + str(out) if name == 'kept' else 'left out: ' + name}")
-
-
-VERBS: dict[str, Callable[..., None]] = {"check": check, "import": import_data, "agree": agree, "pairs": pairs}
+VERBS: dict[str, Callable[..., None]] = {"import": import_data, "agree": agree, "pairs": pairs}
 """Verb -> function, in the order of the help."""

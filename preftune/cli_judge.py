@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from preftune.cli_asking import (
+    Askers,
+    BaseUrl,
+    Cache,
+    ChatTemplate,
+    Concurrency,
+    Device,
+    Fields,
+    Format,
+    MaxCost,
+    PriceIn,
+    PriceOut,
+    Progress,
+    Quarantine,
+    Retries,
+    Timeout,
+    cache_file,
+    check_prices,
+    fields_of,
+    judges_of,
+)
 from preftune.cli_data import AsJson, Seed, say
 from preftune.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
-    from preftune.asking.records import Asker
     from preftune.data.types import Example
     from preftune.label.job import Job, Summary
-    from preftune.label.template import Templates
     from preftune.sampling.responses import Plan
-
-BaseUrl = Annotated[
-    str | None,
-    typer.Option("--base-url", help="OpenAI-compatible server, such as http://127.0.0.1:8000/v1; none: a local model."),
-]
-Concurrency = Annotated[int, typer.Option(help="Requests under way at once.")]
-Retries = Annotated[int, typer.Option(help="How often a request is tried again.")]
-Timeout = Annotated[float, typer.Option(help="Seconds without a sign of the server.")]
-Cache = Annotated[Path | None, typer.Option(help="File of remembered replies; default: ~/.cache/preftune/replies.sqlite.")]
-Format = Annotated[str, typer.Option(help="Data format, or auto.")]
-Fields = Annotated[list[str] | None, typer.Option("--field", help="Column of another name: prompt=question. May be repeated.")]
-Quarantine = Annotated[Path | None, typer.Option(help="Move bad rows to this file and go on.")]
-ChatTemplate = Annotated[str | None, typer.Option(help="Chat template of a local model: chatml, plain or a Jinja file.")]
-Device = Annotated[str, typer.Option(help="Of a local model: auto, cpu, cuda, cuda:1, …")]
-PriceIn = Annotated[float, typer.Option(help="Price of a million tokens read.", min=0)]
-PriceOut = Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)]
-MaxCost = Annotated[float | None, typer.Option(help="Ask nothing that could bring this run's cost above it.", min=0)]
 
 
 def judge(
@@ -60,8 +59,9 @@ def judge(
         str, typer.Option(help="helpfulness, honesty, instructions, safety, or a file of your own words.")
     ] = "helpfulness",
     reply: Annotated[
-        Literal["letter", "json"], typer.Option(help="A letter (log-probs count), or reasons and verdict as JSON.")
-    ] = "letter",
+        Literal["auto", "letter", "json"],
+        typer.Option(help="letter: log-probs count; json: reasons, then a verdict; auto: the first that the judge can give."),
+    ] = "auto",
     score: Annotated[bool, typer.Option("--score", help="Rate each response from 1 to 10 instead of comparing two.")] = False,
     scores: Annotated[Path | None, typer.Option(help="Also write the score of each response here, JSONL.")] = None,
     order: Annotated[Literal["both", "seeded"], typer.Option(help="Both orders, or one by a seeded coin.")] = "both",
@@ -92,12 +92,11 @@ def judge(
     from preftune.asking.replies import Replies
     from preftune.data.write import judged_file, write_examples
     from preftune.label.job import Job, estimate
-    from preftune.label.judge import Judge
 
     _check(locals())
     examples = _examples(data, format, field, quarantine)
     ledger = Ledger(price_in=price_in, price_out=price_out)
-    with Replies(_cache(cache)) as replies, _Progress() as progress:
+    with Replies(cache_file(cache)) as replies, Progress() as progress:
         job = Job(
             examples, out, replies, ledger, order=order, seed=seed, pairs=choice, max_cost=max_cost, scores_out=scores,
             on_progress=progress,
@@ -105,12 +104,14 @@ def judge(
         if by != "llm":
             summary = _by_scorer(job, by, str(scorer), chat_template, device, progress)
         else:
-            kind: Literal["pair", "score"] = "score" if score else "pair"
-            found = _templates(kind, template, template_name, labels, rubric, reply)
-            with _Askers(
+            with Askers(
                 base_url, concurrency=concurrency, retries=retries, timeout=timeout, template=chat_template, device=device
             ) as askers:
-                judges = [Judge(askers.of(name), name, found, temperature, max_tokens) for name in judge_model or []]
+                judges = judges_of(
+                    judge_model or [], askers, replies, ledger, kind="score" if score else "pair", template=template,
+                    template_name=template_name, labels=labels, rubric=rubric, reply=reply, temperature=temperature,
+                    max_tokens=max_tokens, max_cost=max_cost, asks=not dry_run,
+                )  # fmt: skip
                 if dry_run:
                     guess = estimate(examples, judges, replies, ledger, order=order, seed=seed)
                     print(json.dumps(guess.as_dict()) if as_json else guess.as_text())
@@ -141,8 +142,9 @@ def _check(given: dict[str, Any]) -> None:
         raise ConfigError("--labels and --template-name: say how a --template is read; give that too")
     if given["scores"] and by == "llm" and not given["score"] and given["template"] is None:
         raise ConfigError("--scores: comparing two gives no scores; add --score")
-    if given["max_cost"] is not None and not (given["price_in"] or given["price_out"]):
-        raise ConfigError("--max-cost: needs --price-in and --price-out; no prices are built in")
+    if given["template"] and (given["reply"] != "auto" or given["rubric"] != "helpfulness" or given["score"]):
+        raise ConfigError("--reply, --rubric and --score: are for our own templates; a --template says itself what it asks for")
+    check_prices(given["max_cost"], given["price_in"], given["price_out"])
 
 
 def _end(summary: Summary, out: Path, max_unscored: float) -> None:
@@ -160,35 +162,13 @@ def _end(summary: Summary, out: Path, max_unscored: float) -> None:
 def _examples(data: str, format: str, field: list[str] | None, quarantine: Path | None) -> list[Example]:
     from preftune.data.read import read_examples
 
-    source = read_examples(data, format=format, fields=_fields(field), quarantine=quarantine)
+    source = read_examples(data, format=format, fields=fields_of(field), quarantine=quarantine)
     for line in source.notes:
         say(line)
     return source.examples
 
 
-def _fields(given: list[str] | None) -> dict[str, str]:
-    if wrong := [word for word in given or [] if "=" not in word]:
-        raise ConfigError(f"--field {wrong[0]}: expected OURS=THEIRS, such as prompt=question")
-    return dict(word.split("=", 1) for word in given or [])
-
-
-def _cache(given: Path | None) -> Path:
-    from preftune.files import default_cache
-
-    return given or default_cache() / "replies.sqlite"
-
-
-def _templates(
-    kind: Literal["pair", "score"], template: Path | None, name: str | None, labels: str | None, rubric: str, reply: str
-) -> Templates:
-    from preftune.label.template import open_template, own_template
-
-    if template is None:
-        return own_template(kind, rubric=rubric, reply=reply)
-    return open_template(template, name=name, labels=[label.strip() for label in labels.split(",")] if labels else ())
-
-
-def _by_scorer(job: Job, by: str, scorer: str, template: str | None, device: str, progress: _Progress) -> Summary:
+def _by_scorer(job: Job, by: str, scorer: str, template: str | None, device: str, progress: Progress) -> Summary:
     """Judging by a reward model or by a rule."""
     if by == "reward":
         from preftune.label.reward import score_by_reward
@@ -201,64 +181,6 @@ def _by_scorer(job: Job, by: str, scorer: str, template: str | None, device: str
     from preftune.userfile import user_function
 
     return job.by_scores(score_by_rule(job.examples, user_function(scorer, what="a rule")))
-
-
-class _Askers:
-    """Whoever answers for a model's name: one server for all, or a local model each, loaded when it is asked for."""
-
-    def __init__(
-        self, base_url: str | None, *, concurrency: int, retries: int, timeout: float, template: str | None, device: str
-    ) -> None:
-        self._server: Server | None = None
-        if base_url is not None:
-            from preftune.asking.server import Server
-
-            self._server = Server(base_url, concurrency=concurrency, retries=retries, timeout=timeout)
-        self._template, self._device = template, device
-
-    def __enter__(self) -> _Askers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._server is not None:
-            self._server.close()
-
-    def of(self, model: str) -> Asker:
-        """Who answers for this model."""
-        if self._server is not None:
-            return self._server
-        from preftune.asking.local import Local
-
-        return Local(model, template=self._template, device=self._device)
-
-
-class _Progress:
-    """How far asking is: one live line on a terminal, a plain line every ten seconds elsewhere."""
-
-    def __init__(self) -> None:
-        self._began: dict[str, float] = {}
-        self._shown = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if sys.stderr.isatty() and self._began:
-            print(file=sys.stderr)
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        """Shows `done` of `total`, and how long the rest may take."""
-        now = time.monotonic()
-        if name not in self._began:  # what came before, such as loading a model, is no part of the pace
-            self._began[name] = self._shown = now
-        began = self._began[name]
-        live = sys.stderr.isatty()
-        if done < total and now - self._shown < (0.2 if live else 10):
-            return
-        self._shown = now
-        left = (now - began) / done * (total - done)
-        text = f"{name}: {done:,}/{total:,}" + (f", about {left:.0f} s to go" if done < total else "")
-        print(f"\r\x1b[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
 
 
 Prompts = Annotated[str, typer.Option("--prompts", help="A .txt file with one a line, rows with a prompt, or any data format.")]
@@ -372,16 +294,15 @@ def _collect(
     from preftune.sampling.prompts import read_prompts
     from preftune.sampling.responses import collect, diversity
 
-    if max_cost is not None and not (price_in or price_out):
-        raise ConfigError("--max-cost: needs --price-in and --price-out; no prices are built in")
-    found = read_prompts(prompts, fields=_fields(field))
+    check_prices(max_cost, price_in, price_out)
+    found = read_prompts(prompts, fields=fields_of(field))
     for line in found.notes:
         say(line)
     ledger = Ledger(price_in=price_in, price_out=price_out)
     with (
-        Replies(_cache(cache)) as replies,
-        _Progress() as progress,
-        _Askers(
+        Replies(cache_file(cache)) as replies,
+        Progress() as progress,
+        Askers(
             base_url, concurrency=concurrency, retries=retries, timeout=timeout, template=chat_template, device=device
         ) as askers,
     ):

@@ -161,7 +161,7 @@ CHECKS = Registry(
         "surface": "preftune.diagnose.shortcuts:surface",
         "label_noise": "preftune.diagnose.noise:label_noise",
         "unsure_labels": "preftune.diagnose.noise:unsure_labels",
-        "audit": "preftune.diagnose.noise:audit",
+        "audit": "preftune.diagnose.audit:audit",
         "margins": "preftune.diagnose.noise:margins",
         "both_refuse": "preftune.diagnose.content:both_refuse",
         "empty_responses": "preftune.diagnose.content:empty_responses",

@@ -26,7 +26,7 @@ LAYERS = [  # a module imports from its own layer's package and from layers abov
     {"report", "web"},
     {"api", "show"},
     {"demo"},
-    {"cli", "cli_data", "cli_judge", "__main__"},
+    {"cli", "cli_asking", "cli_check", "cli_data", "cli_judge", "__main__"},
 ]
 FILES_ONLY = {"report", "web", "diagnose"}  # they read what a run left behind: they never import what trains
 NO_TORCH = {
@@ -44,6 +44,9 @@ NO_TORCH = {
     "report",
     "cli",
     "cli_data",
+    "cli_asking",
+    "cli_check",
+    "cli_judge",
 }
 HEAVY = {"torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow", "matplotlib", "wandb", "tensorboard", "openai"}
 LAZY = {"datasets", "pyarrow", "wandb", "tensorboard", "trl", "openai"}  # imported by nothing at module level

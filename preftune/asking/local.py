@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from preftune.asking.records import Answer, Failed, Request, Take
+from preftune.asking.records import CHOSEN, Answer, Failed, Request, Take
 from preftune.data.types import Example, Message, Prompt, Tree
 from preftune.engine.policy import Policy
 from preftune.engine.score import logps_of_all
@@ -118,7 +118,7 @@ class Local:
             apart = len({int(branch.ids[0]) for branch in tree.branches}) == len(tree.branches)
             likely = {c: float(lp[0] if apart else lp[:-1].sum()) for c, lp in zip(request.choices, logps, strict=True)}
             best = max(likely, key=lambda choice: likely[choice])
-            found.append((request, Answer(best, "choice", likely, len(tree.prompt), 1)))
+            found.append((request, Answer(best, CHOSEN, likely, len(tree.prompt), 1)))
         return found
 
     def _asked(self, messages: Sequence[Message]) -> Prompt:

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from preftune.data.types import Message
 
+CHOSEN = "choice"
+"""`Answer.finish` of a local model that wrote nothing: its choices were scored, and the text is the likeliest of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -67,7 +70,7 @@ class Answer(NamedTuple):
     """What the model replied."""
 
     text: str
-    finish: str = "stop"  # "stop": by itself; "length": cut at max_tokens; or what else the server says
+    finish: str = "stop"  # "stop": by itself; "length": cut at max_tokens; CHOSEN; or what else the server says
     first_token: Mapping[str, float] | None = None  # token -> log-prob in nats, the likeliest; None where none were given
     tokens_in: int | None = None  # None where the server did not count
     tokens_out: int | None = None

@@ -10,7 +10,7 @@ Each finding is a function of the registry CHECKS. Nothing is changed; `preftune
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,9 @@ from preftune.registry import CHECKS
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Auditor = Callable[[Corpus], Sequence[Judgment]]
+"""Has a sample of a corpus judged (`diagnose.audit.audited`)."""
 
 Scorer = Callable[[Corpus], Scored]
 """Gives the log-probs of a corpus under a model (`diagnose.reference.scorer`)."""
@@ -104,15 +107,17 @@ def inspect(
     score: Scorer | None = None,
     against: Sequence[str] = (),
     judged: Sequence[Judgment] = (),
+    auditor: Auditor | None = None,
     only: Sequence[str] = (),
     format: str = "auto",
+    fields: Mapping[str, str] | None = None,
     quarantine: Path | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Check:
     """Reads `data` as training would and runs every check on it, or those that `only` names.
 
     renderer:  also tokenize; `score`: also ask a model how likely the data are; `against`: files that must not be in the data.
-    judged:    verdicts of a judge or of people on some of the examples.
+    judged:    verdicts of a judge or of people on some of the examples; `auditor`: has more of them made.
 
     Bad rows are a finding, unless no row can be used. Raises DataError, ConfigError.
     """
@@ -121,7 +126,7 @@ def inspect(
             raise ConfigError(f"--only {name}: no such check; {nearest(name, CHECKS)}")
     say = on_progress or (lambda text: None)
     say("reading")
-    source = read_examples(data, format=format, quarantine=quarantine, stop=False)
+    source = read_examples(data, format=format, fields=fields, quarantine=quarantine, stop=False)
     notes, tokens, example = list(source.notes), {}, ""
     if renderer is not None:
         say("tokenizing")
@@ -139,6 +144,9 @@ def inspect(
     if score is not None:
         say("asking the model")
         corpus = replace(corpus, scored=score(corpus))
+    if auditor is not None:
+        say("asking the judge")
+        corpus = replace(corpus, judged=[*judged, *auditor(corpus)])
     findings = []
     for name in only or CHECKS:
         say(name)

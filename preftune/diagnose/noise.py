@@ -1,10 +1,9 @@
-"""Checks of the labels: what a model of words cannot reconcile, how sure annotators were, verdicts and margins against them."""
+"""Checks of the labels: what a model of words cannot reconcile, how sure annotators were, margins against them."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from preftune.data.judgments import settled
 from preftune.diagnose import features
 from preftune.diagnose.corpus import Corpus
 from preftune.diagnose.finding import N_EXAMPLES, Finding, skipped
@@ -74,36 +73,6 @@ def unsure_labels(corpus: Corpus) -> Finding:
             "expected_wrong": round(wrong, 4),
         },
         tuple(corpus.evidence(i) for _, i in least) if severity != "ok" else (),
-    )
-
-
-def audit(corpus: Corpus) -> Finding:
-    """Labels against verdicts of a judge, or of people, on some of the examples; a tie stands half against the label."""
-    if not corpus.judged:
-        return skipped("audit", "no judgments of these data were named (--judged FILE)")
-    place = {
-        (corpus.examples[u.example].id, min(u.winner, u.loser), max(u.winner, u.loser)): i
-        for i, u in enumerate(corpus.units)
-        if u.winner >= 0
-    }
-    known = [one for one in settled(corpus.judged) if one.verdict != "unscored" and (one.example, one.i, one.j) in place]
-    if not known:
-        return skipped("audit", "no judgment is of a preference of these data")
-    units = [place[one.example, one.i, one.j] for one in known]
-    against = [
-        0.5 if one.verdict not in ("i", "j") else float((one.i if one.verdict == "i" else one.j) != corpus.units[unit].winner)
-        for one, unit in zip(known, units, strict=True)
-    ]
-    found = share(against, [one.example for one in known])
-    severity = graded(found, note=0.15, warning=0.25, error=0.4)
-    apart = [unit for unit, value in zip(units, against, strict=True) if value == 1]
-    return Finding(
-        "audit",
-        severity,
-        f"of {len(known)} verdicts on these preferences {found} stand against the label",
-        "" if severity == "ok" else "read those that are apart: is it the label, or the judge (preftune agree)?",
-        {"n": len(known), "against": round(found.value, 4), "against_interval": found.interval, "n_opposite": len(apart)},
-        tuple(corpus.evidence(unit) for unit in apart[:N_EXAMPLES]),
     )
 
 

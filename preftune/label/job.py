@@ -93,6 +93,13 @@ class Job:
     _waiting: list[Judgment] = field(default_factory=list)
     _scores: list[Scored] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Raises DataError where there is nothing to judge, before anything is asked."""
+        if self.scores_out is None and not any(len(e.responses) > 1 for e in self.examples):
+            raise DataError(
+                "there is nothing to compare: no prompt has two responses (--score with --scores FILE rates single ones)"
+            )
+
     def by_models(self, judges: Sequence[Judge]) -> Summary:
         """All judges, one after the other. Raises ServerError, DataError, StorageError; what came until then is written."""
         known, new, wanted = self._known(), [], 0
@@ -128,11 +135,7 @@ class Job:
         return self._summary(known, new, names, 0)
 
     def _known(self) -> list[Judgment]:
-        """What the file holds. Raises DataError where there is nothing to judge, before anything is asked."""
-        if self.scores_out is None and not any(len(e.responses) > 1 for e in self.examples):
-            raise DataError(
-                "there is nothing to compare: no prompt has two responses (--score with --scores FILE rates single ones)"
-            )
+        """What the file holds."""
         return read_judgments(self.out) if self.out.exists() else []
 
     @contextmanager

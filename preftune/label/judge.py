@@ -97,7 +97,7 @@ def questions(
             groups = [shown for i, j in _pairs(example) for shown in _orders(example, i, j, order, seed)]
         for shown in groups:
             if (example.id, shown) not in known:
-                asked.append(Asked(example, shown, template, _code(example, shown, secret) if template.own else ""))
+                asked.append(Asked(example, shown, template, code_of(example, shown, secret) if template.own else ""))
     return asked
 
 
@@ -211,7 +211,7 @@ def swapped(text: str, seed: int, i: int = 0, j: int = 1) -> bool:
     return random.Random(f"is_switched_outputs{text}{seed}{which}").choices([False, True])[0]
 
 
-def _code(example: Example, shown: Sequence[int], secret: str) -> str:
+def code_of(example: Example, shown: Sequence[int], secret: str) -> str:
     """Eight hex digits that nobody can know who does not know the secret; the same again for the same texts."""
     content = repr((example.prompt, [example.responses[k] for k in shown]))
     return hashlib.blake2b(content.encode(errors="replace"), digest_size=4, key=bytes.fromhex(secret)).hexdigest()

@@ -4,8 +4,9 @@
     Read(value=0.908..., why='')
 
 A verdict is read from the log-probs of the first token where there are any, else from the JSON object that was asked for, else
-by a regular expression, of whose matches the last one counts. A reply that was cut off, that holds no verdict or, where the
-template carries a code, does not repeat the code beside it, says nothing: it is neither a tie nor a loss.
+by a regular expression, of whose matches the last one counts; `label.forms` finds out which of them a judge can give. A reply
+that was cut off, that holds no verdict or, where the template carries a code, does not repeat the code beside it, says nothing:
+it is neither a tie nor a loss.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from preftune.asking.records import Answer
+from preftune.asking.records import CHOSEN, Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Rule:
     """How a template wants its replies read.
 
     labels:      what stands for the first answer, the second, and (if there is a third) a tie; () where a score is asked for.
-    pattern:     regular expression; `{label}` in it is each label, `{code}` the call's code. A score is its first group.
+    pattern:     regular expression; `{label}` in it is each label, `{code}` the call's code. A score is its first group. Where
+                 JSON is asked for: what counts in a reply that is no valid JSON.
     fallback:    a second pattern, tried where the first one matches nowhere.
     json_field:  the field of a JSON object that holds the verdict; "" where plain text is asked for.
     top:         log-probs of that many first tokens are asked for; 0: none, since the verdict is not the first token.
@@ -68,7 +70,8 @@ def read_pair(answer: Answer, rule: Rule, *, code: str) -> Read:
         return Read(None, "the server's filter withheld the reply")
     if rule.top and answer.first_token is not None:
         found = _by_logprobs(answer.first_token, rule.labels)
-        if found.value is not None and code and not _found(answer.text, rule, code):
+        wrote = answer.finish != CHOSEN  # who wrote nothing can have repeated nothing that an answer says
+        if found.value is not None and code and wrote and not _found(answer.text, rule, code):
             return Read(None, "the reply does not carry the code of this call")
         return found
     label, why = _said(answer, rule, code)
@@ -145,6 +148,8 @@ def _in_json(answer: Answer, rule: Rule, code: str) -> tuple[str | None, str]:
         if rule.labels and said not in rule.labels or isinstance(said, bool) or not isinstance(said, (str, int, float)):
             return None, f"{rule.json_field} is {str(said)[:40]!r}"
         return str(said), str(row.get("reason", ""))
+    if (found := _found(answer.text, rule, code)) is not None:  # such as a quotation mark in the reason that is not escaped
+        return found, answer.text.strip()
     return None, "the reply does not carry the code of this call" if carried else _UNREADABLE
 
 

@@ -271,7 +271,19 @@ def test_scores_compare_and_are_written(judge: Callable[..., dict[str, Any]], tm
 
     data = save(tmp_path / "d.jsonl", [row | {"responses": [*row["responses"], "poor too"]} for row in PAIRS])  # type: ignore[misc]
     with serving(TapeServer(reply=rate)) as state:
-        words = ("--data", data, "--base-url", state.url, "--judge-model", "m", "--score", "--scores", "s.jsonl")
+        words = (
+            "--data",
+            data,
+            "--base-url",
+            state.url,
+            "--judge-model",
+            "m",
+            "--score",
+            "--scores",
+            "s.jsonl",
+            "--reply",
+            "letter",
+        )
         found = judge(*words)
         best = judge(*words, "--choice", "best_worst", out="best.jsonl")
     assert found["annotators"][0]["verdicts"] == {"i": 12, "tie": 6} and state.n_requests == 18
@@ -309,7 +321,9 @@ def test_identical_answers_are_not_sent_and_strange_ones_are_flagged(
         *({"prompt": f"q{k}", "responses": ["I always say this.", f"good {k}"]} for k in range(3)),
     ]  # fmt: skip
     with serving(TapeServer(reply=honest)) as state:
-        found = judge("--data", save(tmp_path / "d.jsonl", data), "--base-url", state.url, "--judge-model", "m")
+        found = judge(
+            "--data", save(tmp_path / "d.jsonl", data), "--base-url", state.url, "--judge-model", "m", "--reply", "letter"
+        )
     assert state.n_requests == 8
     tie = read_judgments(tmp_path / "j.jsonl")[0]
     assert (tie.verdict, tie.why) == ("tie", "identical responses")
@@ -337,7 +351,8 @@ def test_a_dry_run_asks_nothing_and_says_what_is_left(judge: Callable[..., dict[
 def test_the_money_runs_out_and_the_same_command_goes_on(judge: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     data = save(tmp_path / "d.jsonl", PAIRS)
     with serving(TapeServer(reply=honest)) as state:
-        words = ("--data", data, "--base-url", state.url, "--judge-model", "m", "--price-in", "1000", "--price-out", "1000")
+        words = ("--data", data, "--base-url", state.url, "--judge-model", "m", "--price-in", "1000", "--price-out", "1000",
+                 "--reply", "letter")  # fmt: skip
         short = judge(*words, "--max-cost", "10", fails=ServerError)
         assert 0 < short["ledger"]["cost"] <= 10 and short["not_asked"] == 12 - state.n_requests > 0
         whole = judge(*words)
@@ -347,7 +362,7 @@ def test_the_money_runs_out_and_the_same_command_goes_on(judge: Callable[..., di
 def test_unscored_rows_are_asked_again_and_too_many_fail(judge: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     data = save(tmp_path / "d.jsonl", PAIRS)
     with serving(TapeServer(reply=honest, faults={0: "400"})) as state:
-        words = ("--data", data, "--base-url", state.url, "--judge-model", "m", "--concurrency", "1")
+        words = ("--data", data, "--base-url", state.url, "--judge-model", "m", "--concurrency", "1", "--reply", "letter")
         found = judge(*words, fails=ServerError)
         assert "1 of 12 judgments (8.3%)" in found["error"] and found["annotators"][0]["verdicts"] == {"unscored": 1, "i": 5}
         again = judge(*words)

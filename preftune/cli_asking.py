@@ -1,0 +1,158 @@
+"""What the verbs that ask models have in common: their options, who answers for a name, and how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from preftune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from preftune.asking.records import Asker, Ledger
+    from preftune.asking.replies import Replies
+    from preftune.asking.server import Server
+    from preftune.label.judge import Judge
+    from preftune.label.template import Kind, Templates
+
+BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", help="OpenAI-compatible server, such as http://127.0.0.1:8000/v1; none: a local model."),
+]
+Concurrency = Annotated[int, typer.Option(help="Requests under way at once.")]
+Retries = Annotated[int, typer.Option(help="How often a request is tried again.")]
+Timeout = Annotated[float, typer.Option(help="Seconds without a sign of the server.")]
+Cache = Annotated[Path | None, typer.Option(help="File of remembered replies; default: ~/.cache/preftune/replies.sqlite.")]
+Format = Annotated[str, typer.Option(help="Data format, or auto.")]
+Fields = Annotated[list[str] | None, typer.Option("--field", help="Column of another name: prompt=question. May be repeated.")]
+Quarantine = Annotated[Path | None, typer.Option(help="Move bad rows to this file and go on.")]
+ChatTemplate = Annotated[str | None, typer.Option(help="Chat template of a local model: chatml, plain or a Jinja file.")]
+Device = Annotated[str, typer.Option(help="Of a local model: auto, cpu, cuda, cuda:1, …")]
+PriceIn = Annotated[float, typer.Option(help="Price of a million tokens read.", min=0)]
+PriceOut = Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)]
+MaxCost = Annotated[float | None, typer.Option(help="Ask nothing that could bring this run's cost above it.", min=0)]
+
+
+def fields_of(given: list[str] | None) -> dict[str, str]:
+    """What --field says. Raises ConfigError."""
+    if wrong := [word for word in given or [] if "=" not in word]:
+        raise ConfigError(f"--field {wrong[0]}: expected OURS=THEIRS, such as prompt=question")
+    return dict(word.split("=", 1) for word in given or [])
+
+
+def cache_file(given: Path | None) -> Path:
+    """The file of --cache, or the one that all runs share."""
+    from preftune.files import default_cache
+
+    return given or default_cache() / "replies.sqlite"
+
+
+def check_prices(max_cost: float | None, price_in: float, price_out: float) -> None:
+    """Raises ConfigError for a bound on costs that nobody could keep."""
+    if max_cost is not None and not (price_in or price_out):
+        raise ConfigError("--max-cost: needs --price-in and --price-out; no prices are built in")
+
+
+class Askers:
+    """Whoever answers for a model's name: one server for all, or a local model each, loaded when it is asked for."""
+
+    def __init__(
+        self, base_url: str | None, *, concurrency: int, retries: int, timeout: float, template: str | None, device: str
+    ) -> None:
+        """`base_url` None: models on this machine. Raises ConfigError for an address that cannot be used."""
+        self._server: Server | None = None
+        if base_url is not None:
+            from preftune.asking.server import Server
+
+            self._server = Server(base_url, concurrency=concurrency, retries=retries, timeout=timeout)
+        self._template, self._device = template, device
+
+    def __enter__(self) -> Askers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    def of(self, model: str) -> Asker:
+        """Who answers for this model."""
+        if self._server is not None:
+            return self._server
+        from preftune.asking.local import Local
+
+        return Local(model, template=self._template, device=self._device)
+
+
+def judges_of(
+    names: Sequence[str],
+    askers: Askers,
+    replies: Replies,
+    ledger: Ledger,
+    *,
+    kind: Kind = "pair",
+    template: Path | None = None,
+    template_name: str | None = None,
+    labels: str | None = None,
+    rubric: str = "helpfulness",
+    reply: str = "auto",
+    temperature: float = 0.0,
+    max_tokens: int | None = None,
+    max_cost: float | None = None,
+    asks: bool = True,
+) -> list[Judge]:
+    """The judges of these names: by the user's template, or by ours in the form asked for, which "auto" finds out."""
+    from preftune.label.forms import best_form
+    from preftune.label.judge import Judge
+    from preftune.label.template import open_template, own_template
+
+    def templates(asker: Asker, name: str) -> Templates:
+        if template is not None:
+            words = [label.strip() for label in labels.split(",")] if labels else ()
+            return open_template(template, name=template_name, labels=words)
+        if reply != "auto":
+            return own_template(kind, rubric=rubric, reply=reply)
+        return best_form(
+            asker, name, kind, rubric=rubric, replies=replies, ledger=ledger, max_tokens=max_tokens, max_cost=max_cost,
+            asks=asks,
+        )  # fmt: skip
+
+    found = []
+    for name in names:
+        asker = askers.of(name)
+        found.append(Judge(asker, name, templates(asker, name), temperature, max_tokens))
+    return found
+
+
+class Progress:
+    """How far asking is: one live line on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        """Nothing is shown yet."""
+        self._began: dict[str, float] = {}
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if sys.stderr.isatty() and self._began:
+            print(file=sys.stderr)
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """Shows `done` of `total`, and how long the rest may take."""
+        now = time.monotonic()
+        if name not in self._began:  # what came before, such as loading a model, is no part of the pace
+            self._began[name] = self._shown = now
+        began = self._began[name]
+        live = sys.stderr.isatty()
+        if done < total and now - self._shown < (0.2 if live else 10):
+            return
+        self._shown = now
+        left = (now - began) / done * (total - done)
+        text = f"{name}: {done:,}/{total:,}" + (f", about {left:.0f} s to go" if done < total else "")
+        print(f"\r\x1b[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
