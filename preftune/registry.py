@@ -24,14 +24,18 @@ from preftune.errors import ConfigError, nearest
 class Registry(Mapping[str, Callable[..., Any]]):
     """Names mapped to functions that are imported on first use."""
 
-    def __init__(self, kind: str, entries: Mapping[str, str], *, own: str | None = None) -> None:
+    def __init__(
+        self, kind: str, entries: Mapping[str, str], *, own: str | None = None, elsewhere: Mapping[str, str] | None = None
+    ) -> None:
         """`entries` maps a name to "module:function"; `kind` is how errors call such a thing.
 
         own: "module:function" of what loads a user's own from "FILE.py:FUNCTION"; None where there can be none.
+        elsewhere: names that papers and other libraries use, each with what to write here; errors tell of them.
         """
         self.kind = kind
         self._entries = dict(entries)
         self._own = own
+        self.elsewhere = dict(elsewhere or {})
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The function called `name`; raises ConfigError with the nearest known name."""
@@ -51,8 +55,12 @@ class Registry(Mapping[str, Callable[..., Any]]):
             own = f", or your own as FILE.py:FUNCTION; got {name!r}" if self._own else ""
             if not isinstance(name, str):
                 raise ConfigError(f"expected the name of a {self.kind}{own}")
-            raise ConfigError(f"{self.kind} {name!r} does not exist; {nearest(name, self._entries)}")
+            raise ConfigError(f"{self.kind} {name!r} does not exist; {self._meant(name)}")
         return name
+
+    def _meant(self, name: str) -> str:
+        plain = name.strip().lower().replace("-", "_").replace(" ", "_")
+        return f"here it is {self.elsewhere[plain]}" if plain in self.elsewhere else nearest(plain, self._entries)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -105,6 +113,46 @@ LOSSES = Registry(
         "tdpo2": "preftune.losses.token_level:tdpo2",
     },
     own="preftune.losses.own:load",
+    elsewhere={
+        "aot_pair": "aot",
+        "b_dpo": "beta_dpo",
+        "bce": "bco or bco_pair",
+        "bt": "bradley_terry",
+        "cdpo": "dpo with loss.label_smoothing=0.1",
+        "chosen_nll": "preferred_ft",
+        "conservative_dpo": "dpo with loss.label_smoothing=0.1",
+        "dpo_positive": "dpop",
+        "ema": "a setting of its own: average.kind=ema",
+        "exo_pair": "exo",
+        "f_dpo": "dpo with loss.divergence=forward_kl, js or an α",
+        "k_wise_dpo": "plackett_luce",
+        "kto_pair": "kto, which reads pairs too",
+        "ld_dpo": "dpo with loss.ld_alpha=0.5",
+        "length_normalized_dpo": "dpo_norm",
+        "listwise_dpo": "plackett_luce",
+        "margin_dpo": "odpo (score margins) or dpo_soft (confidences)",
+        "mpo": "a list: [dpo, bco_pair, {name: preferred_ft, weight: 1}]",
+        "nca_pair": "nca",
+        "nll": "preferred_ft (of pairs) or sft",
+        "pl": "plackett_luce",
+        "r_dpo": "dpo with loss.length_margin=0.01",
+        "rdpo": "dpo with loss.length_margin=0.01, or robust",
+        "reward": "bradley_terry",
+        "reward_model": "bradley_terry",
+        "rm": "bradley_terry",
+        "robust_dpo": "robust",
+        "rpo": "a list: [dpo, {name: preferred_ft, weight: 1}]",
+        "rso": "hinge",
+        "sigmoid": "dpo",
+        "sigmoid_norm": "dpo_norm",
+        "slic": "hinge",
+        "slic_hf": "hinge",
+        "soft_dpo": "dpo_soft",
+        "sppo_hard": "sppo",
+        "tdpo": "tdpo1 or tdpo2 (the better of the two in its paper)",
+        "tr_dpo": "dpo with sync.every=512 and sync.mix=0.6",
+        "wpo": "dpo with loss.wpo=true",
+    },
 )
 """Objectives: a pure function from named log-probs to one value per unit. The records it takes say what is computed."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from typing import get_type_hints
 
 import pytest
+import yaml
 
 from preftune.errors import ConfigError
 from preftune.losses.records import PairLoss, RefPairs, ResponseLoss
@@ -30,6 +32,36 @@ def test_an_unknown_name_proposes_the_nearest() -> None:
         LOSSES["dpoo"]
     with pytest.raises(ConfigError, match="data format 'zzz' does not exist; known: alpaca_eval"):
         FORMATS["zzz"]
+
+
+OF_TRL = ["sigmoid", "exo_pair", "nca_pair", "sppo_hard", "sigmoid_norm", "aot_pair", "chosen_nll", "kto_pair"]
+OF_PAPERS = ["tdpo", "cdpo", "rpo", "wpo", "r_dpo", "tr_dpo", "ld_dpo", "slic"]
+
+
+@pytest.mark.parametrize("name", OF_TRL + OF_PAPERS)
+def test_a_name_from_elsewhere_is_answered_with_what_to_write_here(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"loss '{name}' does not exist; here it is (.+)") as refused:
+        LOSSES[name]
+    meant = str(refused.value).partition("here it is ")[2]
+    assert set(re.findall(r"\w+", meant)) & set(LOSSES)
+
+
+@pytest.mark.parametrize(("written", "name"), [("DPO", "dpo"), ("Plackett-Luce", "plackett_luce"), ("apo-zero", "apo_zero")])
+def test_case_and_hyphens_find_the_name(written: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"did you mean {name}\?"):
+        LOSSES[written]
+
+
+def test_what_is_said_of_names_from_elsewhere_runs_as_written() -> None:
+    """Settings named there are settings; no such name is one of ours."""
+    from preftune.config import Config
+
+    for name, meant in LOSSES.elsewhere.items():
+        assert name not in LOSSES
+        settings = dict(pair.split("=") for pair in re.findall(r"[a-z]+\.\w+=[\w.]+", meant))
+        Config.of({"model": "m", "data": "d", **{k: yaml.safe_load(v) for k, v in settings.items()}})
+        for goal in re.findall(r"\[.*\]", meant):
+            Config.of({"model": "m", "data": "d", "loss": yaml.safe_load(goal)})
 
 
 @pytest.mark.parametrize("name", [*LOSSES, *MODIFIERS])
