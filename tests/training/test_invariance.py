@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from steps_for_tests import ON, SUMS, Found, apart, as_rank, finite, scored_by_a_policy, setting, step
+from steps_for_tests import ON, SUMS, Found, apart, as_rank, at_once, finite, scored_by_a_policy, setting, step
 from worlds import finish, free_port, spawn
 
 from preftune.config import Lora
@@ -30,8 +30,7 @@ def test_every_modifier_is_among_the_cases() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_for_micro_batches_of_one_two_and_all(case: str) -> None:
     at = setting(case, torch.float32)
-    n = len(at.data.trees)
-    whole = step(at, [range(n)])
+    n, whole = len(at.data.trees), at_once(case)
     assert finite(whole)
     assert max(float(g.abs().max()) for g in whole.gradient.values()) > 0
     for cuts in ([[i] for i in range(n)], [list(range(n))[i : i + 2] for i in range(0, n, 2)]):
@@ -48,10 +47,8 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_on_two_ranks(of_two_ranks: list[dict[str, Any]], case: str) -> None:
-    at = setting(case, torch.float32)
-    whole = step(at, [range(len(at.data.trees))])
     for rank in of_two_ranks:
-        assert apart(Found(*rank[case]), whole) < 1e-6
+        assert apart(Found(*rank[case]), at_once(case)) < 1e-6
 
 
 def test_a_mean_over_micro_batches_would_be_noticed() -> None:
