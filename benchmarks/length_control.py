@@ -34,15 +34,13 @@ CANCELS = BIAS / LABEL_NOISE / BETA  # nats a token: the length_margin that take
 DPO = {"loss.name": "dpo", "loss.beta": BETA}
 ARMS: dict[str, dict[str, Any]] = {
     "dpo": DPO,
+    f"dpo, length_margin {CANCELS / 2:g}": DPO | {"loss.length_margin": CANCELS / 2},
     "dpo_norm": {"loss.name": "dpo_norm"},
+    "simpo": {"loss.name": "simpo"},
     "dpo, ld_alpha 0.5": DPO | {"loss.ld_alpha": 0.5},
     "dpo, ld_alpha 0": DPO | {"loss.ld_alpha": 0.0},
-    "dpo, length_margin 0.01": DPO | {"loss.length_margin": 0.01},
-    f"dpo, length_margin {CANCELS / 2:g}": DPO | {"loss.length_margin": CANCELS / 2},
     f"dpo, length_margin {CANCELS:g}": DPO | {"loss.length_margin": CANCELS},
-    "simpo": {"loss.name": "simpo"},
-    "ipo": {"loss.name": "ipo"},
-    "dpo, beta 0.5": DPO | {"loss.beta": 0.5},
+    "dpo, length_margin 0.01": DPO | {"loss.length_margin": 0.01},
 }
 FAIR = "dpo, fair labels"
 COLUMNS = {
