@@ -77,7 +77,7 @@ def as_messages(prompt: Prompt) -> list[Row]:
     return [{"role": m.role, "content": m.content} for m in prompt]
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, *, layers: int = 2) -> Path:
     """A tiny random Llama with grouped heads, and a tokenizer that was trained here."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -85,7 +85,7 @@ def make_model(folder: Path) -> Path:
     tokenizer = byte_level(special=special, eos="<|im_end|>", pad="<|end|>", template=CHATML)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.08, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
@@ -111,7 +111,8 @@ def run_ours(model: Path, rows: list[Row], folder: Path, **settings: Any) -> Our
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Config.of(
         {
-            "model": str(model), "data": str(data), "out": str(folder / "run"), "cache": str(folder / "cache"), "device": "cpu",
+            "model": str(model), "data": str(data), "out": str(folder / "run"), "device": "cpu",
+            "cache": str(model.parent / "cache"),  # the reference is scored once for all that train from it
             "seed": SEED, "steps": N_STEPS, "precision": "fp32",
             "batch.pairs_per_step": PER_STEP, "batch.max_length": MAX_LENGTH,
             "optim.lr": LR, "optim.schedule": "constant", "optim.warmup": 0, "optim.clip": 1.0, "optim.weight_decay": 0.01,

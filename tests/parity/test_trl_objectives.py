@@ -81,12 +81,14 @@ def rows(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Ro
         sides = {side: f" {row[side][0]['content'].strip()}" for side in ("chosen", "rejected")}
         return {"prompt": f"{turns}assistant:", **sides}
 
-    return [one(r) for r in hh_rows(shared_data, tmp_path_factory.mktemp("rows"), N_STEPS * PER_STEP)]
+    real = [one(r) for r in hh_rows(shared_data, tmp_path_factory.mktemp("rows"), 4 * N_STEPS * PER_STEP)]
+    short = sorted(real, key=lambda r: sum(map(len, r.values())))[: N_STEPS * PER_STEP]
+    return [r for r in real if r in short]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "base")
+    return make_model(tmp_path_factory.mktemp("model") / "base", layers=1)
 
 
 def unpaired(rows: list[Row]) -> list[Row]:
@@ -100,7 +102,7 @@ def unpaired(rows: list[Row]) -> list[Row]:
 def compare(
     model: Path, rows: list[Row], folder: Path, ours: Row, trainer_of: Callable[..., Any], names: tuple[str, ...] = SCALARS
 ) -> None:
-    settings: Row = {"steps": N_STEPS, "batch.tokens_per_microbatch": 400} | ours
+    settings: Row = {"steps": N_STEPS, "batch.tokens_per_microbatch": 250} | ours
     mine = run_ours(model, rows, folder, **settings)
     trainer = trainer_of(model, in_order(rows, N_STEPS), folder)
     start = saved_weights(model)
