@@ -65,6 +65,8 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Places]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe. A recipe is a YAML file; settings are given as key=value") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a folder, not a recipe. To go on with a run: out={path} --resume") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     places = Places()

@@ -200,7 +200,7 @@ def test_a_bad_recipe_names_the_line(tmp_path: Path, text: str, expected: str) -
 
 def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
     assert "no such recipe" in refusal(recipe=tmp_path / "none.yaml")
-    assert "cannot be read as UTF-8 text" in refusal(recipe=tmp_path)
+    assert f"a folder, not a recipe. To go on with a run: out={tmp_path} --resume" in refusal(recipe=tmp_path)
     (tmp_path / "latin").write_bytes(b"model: \xe9\n")
     assert "cannot be read as UTF-8 text" in refusal(recipe=tmp_path / "latin")
 

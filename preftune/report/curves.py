@@ -30,21 +30,15 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("Loss", "nats", ("loss",), note="lower is better; DPO starts at ln 2 = 0.693"),
+    Panel("Loss", "loss", ("loss",), note="lower is better; dpo starts at ln 2 = 0.693"),
+    Panel("Accuracy", "fraction", ("rewards/accuracies",), level=0.5, note="pairs whose chosen response has the higher reward"),
+    Panel("Margin", "reward", ("rewards/margins",), level=0.0, note="reward of chosen minus rejected"),
     Panel(
-        "Accuracy",
-        "fraction",
-        ("rewards/accuracies",),
-        level=0.5,
-        note="pairs whose chosen response has the higher implicit reward",
-    ),
-    Panel("Margin", "nats × β", ("rewards/margins",), level=0.0, note="implicit reward of chosen minus rejected"),
-    Panel(
-        "Implicit rewards",
-        "nats × β",
+        "Rewards",
+        "reward",
         ("rewards/chosen", "rewards/rejected"),
         level=0.0,
-        note="how far each moved from the reference",
+        note="what the objective compares; with a reference, β × how far each moved from it",
     ),
     Panel("Log-probabilities", "nats", ("logps/chosen", "logps/rejected"), note="of the whole response"),
     Panel("KL from the reference", "nats", ("kl",), level=0.0, note="per response"),

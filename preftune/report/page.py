@@ -28,11 +28,11 @@ _TEMPLATE = "page.html.jinja"
 _T = TypeVar("_T")
 
 FIGURES = {
-    "loss": "Loss, nats",
+    "loss": "Loss",
     "rewards/accuracies": "Accuracy, fraction of pairs",
-    "rewards/margins": "Margin, nats × β",
-    "rewards/chosen": "Implicit reward of chosen, nats × β",
-    "rewards/rejected": "Implicit reward of rejected, nats × β",
+    "rewards/margins": "Margin of rewards",
+    "rewards/chosen": "Reward of chosen",
+    "rewards/rejected": "Reward of rejected",
     "logps/chosen": "Log-probability of chosen, nats",
     "logps/rejected": "Log-probability of rejected, nats",
     "kl": "KL from the reference, nats per response",

@@ -98,7 +98,7 @@ def test_the_page_shows_what_the_run_holds(run: Run) -> None:
     for shown in ("4,700", "machine.cores", "name: dpo", f"preftune train {run.config_file}", "Accuracy", "0.6931"):
         assert shown in page.text
     assert page.text.index("Alignment worked.") < page.text.index("Before and after") < page.text.index("Training")
-    assert page.tags.count("svg") == 4, "loss, accuracy, implicit rewards, KL"
+    assert page.tags.count("svg") == 4, "loss, accuracy, rewards, KL"
     assert "is not in this run's folder" not in page.text
     assert page.open == []
 
