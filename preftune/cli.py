@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from preftune import cli_check, cli_data, cli_judge
-from preftune.errors import ConfigError, PreftuneError
+from preftune.errors import ConfigError, PreftuneError, printable
 
 app = typer.Typer(
     help="Align a language model with preferences, end to end.",
@@ -42,7 +42,7 @@ def main() -> None:
             print("preftune: interrupted", file=sys.stderr)
         raise
     except PreftuneError as error:
-        print(f"preftune: {error}", file=sys.stderr)
+        print(f"preftune: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
 

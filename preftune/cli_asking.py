@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from preftune.asking.records import Asker, Ledger
@@ -154,5 +154,5 @@ class Progress:
             return
         self._shown = now
         left = (now - began) / done * (total - done)
-        text = f"{name}: {done:,}/{total:,}" + (f", about {left:.0f} s to go" if done < total else "")
+        text = printable(name) + f": {done:,}/{total:,}" + (f", about {left:.0f} s to go" if done < total else "")
         print(f"\r\x1b[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)

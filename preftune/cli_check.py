@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,7 +31,7 @@ from preftune.cli_asking import (
     fields_of,
     judges_of,
 )
-from preftune.cli_data import AsJson, Seed, say
+from preftune.cli_data import AsJson, Seed, print_found, say
 from preftune.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ def check(
             auditor=auditor, only=only or (), format=format, fields=fields_of(field), quarantine=quarantine,
             on_progress=status.update,
         )  # fmt: skip
+    if audit is not None:
+        found = replace(found, notes=[*found.notes, *(f"the judge: {line}" for line in ledger.lines())])
     if fix is not None:
         _write_cleaned(found, data, fix)
     if html is not None:
@@ -126,10 +128,9 @@ def check(
         write_page(found, html, title=data)
     cost = {"audit_ledger": ledger.as_dict()} if audit is not None else {}
     if as_json:
-        print(json.dumps(found.as_dict() | cost, indent=1, ensure_ascii=False))
+        print_found(found.as_dict() | cost, "", as_json)
     else:
         found.show(Console(highlight=False), everything=everything)
-        print("\n".join(f"the judge: {line}" for line in ledger.lines()) if cost else "", end="\n" if cost else "")
     if strict and found.n_errors:
         raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from preftune.cli_asking import Fields, Format, Quarantine, fields_of
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, printable
 
 Judgments = Annotated[Path, typer.Argument(help="Judgments, as judge and annotate write them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
@@ -24,12 +24,17 @@ Seed = Annotated[int, typer.Option(help="Same seed, same choice.")]
 
 def say(text: str) -> None:
     """One line for the person, apart from what a script reads."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def print_counts(counts: Mapping[str, Any], as_json: bool) -> None:
     """The account of what was written."""
-    print(json.dumps(counts) if as_json else "\n".join(f"{n:>9,}  {name}" for name, n in counts.items()))
+    print(json.dumps(counts) if as_json else printable("\n".join(f"{n:>9,}  {name}" for name, n in counts.items())))
+
+
+def print_found(found: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """What was found: an object for scripts, or `text`; nothing of it drives a terminal."""
+    print(json.dumps(found, indent=1) if as_json else printable(text))
 
 
 def import_data(
@@ -68,7 +73,7 @@ def agree(judgments: Judgments, as_json: AsJson = False) -> None:
     from preftune.label.agree import agreement
 
     found = agreement(read_judgments(judgments))
-    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.as_text())
+    print_found(found.as_dict(), found.as_text(), as_json)
 
 
 def pairs(

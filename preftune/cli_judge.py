@@ -30,8 +30,8 @@ from preftune.cli_asking import (
     fields_of,
     judges_of,
 )
-from preftune.cli_data import AsJson, Seed, say
-from preftune.errors import ConfigError, ServerError
+from preftune.cli_data import AsJson, Seed, print_found, say
+from preftune.errors import ConfigError, ServerError, printable
 
 if TYPE_CHECKING:
     from preftune.data.types import Example
@@ -114,11 +114,11 @@ def judge(
                 )  # fmt: skip
                 if dry_run:
                     guess = estimate(examples, judges, replies, ledger, order=order, seed=seed)
-                    print(json.dumps(guess.as_dict()) if as_json else guess.as_text())
+                    print_found(guess.as_dict(), guess.as_text(), as_json)
                     return
                 summary = job.by_models(judges)
     write_examples(judged_file(out), examples)
-    print(json.dumps(summary.as_dict(), indent=1, ensure_ascii=False) if as_json else summary.as_text())
+    print_found(summary.as_dict(), summary.as_text(), as_json)
     _end(summary, out, max_unscored)
 
 
@@ -314,7 +314,7 @@ def _collect(
     if as_json:
         print(json.dumps(counts.as_dict() | {"diversity": different and different._asdict(), "ledger": ledger.as_dict()}))
     else:
-        print("\n".join([*counts.lines(), *(different.lines() if different else []), *ledger.lines()]))
+        print(printable("\n".join([*counts.lines(), *(different.lines() if different else []), *ledger.lines()])))
     if counts.n_missing:
         raise ServerError(f"{counts.n_missing} prompts have no responses yet; the same command asks for what is missing")
 

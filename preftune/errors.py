@@ -15,6 +15,7 @@ An error says four things: what is wrong, where (a setting or `file:line`), what
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -78,3 +79,11 @@ def listing(problems: list[str], *, shown: int = 20) -> str:
         said.add(reason)
     more = len(problems) - shown
     return "\n".join(lines) + (f"\n  … and {more} more" if more > 0 else "")
+
+
+_DRIVES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text with control characters, and those that turn the direction of writing, spelled out: data drive no terminal."""
+    return _DRIVES.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -113,7 +113,7 @@ def test_bom_blank_lines_and_repeated_rows_are_fine_and_said(world: World, tmp_p
     left = cli("train", *world.words(tmp_path / "run", data=data, steps=1))
     assert left.code == 0, left.err
     counts = json.loads((tmp_path / "run" / "data.json").read_text())
-    assert (counts["rows_read"], counts["used"]) == (3, 3) and "repeat the prompt and responses" in left.err
+    assert (counts["rows_read"], counts["used"]) == (3, 3) and "repeats the prompt and responses" in left.err
 
 
 def test_an_id_that_stands_for_two_things(world: World, tmp_path: Path) -> None:

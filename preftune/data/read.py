@@ -227,11 +227,13 @@ class _Reading:
         if n_bad and stop:
             raise DataError(
                 f"{n_bad} of {self.n_read} rows cannot be used\n{listing(self.problems)}\n"
-                "Mend them, or set quarantine=FILE to move them there, each with the reason, and go on with the others."
+                "Mend them, or have them moved to a file, each with the reason, and go on with the others: --quarantine FILE "
+                "(preftune train: quarantine=FILE)."
             )
         if self.n_repeated:
             self.notes.append(
-                f"{self.n_repeated} row{'s'[: self.n_repeated != 1]} repeat the prompt and responses of an earlier one; kept, "
+                f"{self.n_repeated} {'row repeats' if self.n_repeated == 1 else 'rows repeat'} the prompt and responses of an "
+                "earlier one; kept, "
                 "with #2, #3, … behind the id"
             )
         bad = [(place, reason) for place, _, reason in (problem.partition(": ") for problem in self.problems)]

@@ -21,7 +21,7 @@ from preftune.data.types import Judgment
 from preftune.diagnose.corpus import Corpus, Scored
 from preftune.diagnose.finding import ORDER, Finding, worst_first
 from preftune.diagnose.leakage import read_benchmark
-from preftune.errors import ConfigError, nearest
+from preftune.errors import ConfigError, nearest, printable
 from preftune.registry import CHECKS
 
 if TYPE_CHECKING:
@@ -74,11 +74,14 @@ class Check:
 
     def show(self, console: Console, *, everything: bool = False) -> None:
         """For a terminal: counts, a table of what was found, what to do about each, and the example."""
-        from rich.markup import escape
+        from rich import markup
         from rich.table import Table
 
+        def escape(text: str) -> str:
+            return markup.escape(printable(text))
+
         for note in self.notes:
-            console.print(escape(note))
+            console.print(escape(note), soft_wrap=True)
         c = self.counts
         console.print(f"{c['rows_read']} rows: {c['used']} examples of {c['prompts']} prompts, {c['quarantined']} set aside")
         console.print(f"{c['pairs']} preferences, {c['labelled']} labelled responses, {c['responses']} responses")

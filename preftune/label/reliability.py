@@ -170,7 +170,7 @@ def _reliability(name: str, acts: list[Judgment], by_id: Mapping[str, Example]) 
         agreement=_mean(per_act),
         agreement_settled=_mean(per_pair),
         n_known=len(per_act),
-        win_rate=win_rate(preferences_for(acts)) if two else None,
+        win_rate=win_rate(preferences_for(one)) if two else None,
     )
 
 

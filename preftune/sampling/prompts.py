@@ -63,7 +63,7 @@ def read_prompts(source: str, *, fields: Mapping[str, str] | None = None) -> Pro
     if twice := [f"{source}: id {name!r}: stands for {n} different prompts" for name, n in ids.items() if n > 1]:
         raise DataError(f"ids must be unique:\n{listing(twice)}")
     if len(once) < len(found):
-        notes = [*notes, f"{source}: {len(found) - len(once)} prompts stand there more than once; each is asked once"]
+        notes = [*notes, f"{source}: {len(found) - len(once)} lines repeat a prompt; each prompt is asked once"]
     return Prompts(list(once.values()), notes)
 
 

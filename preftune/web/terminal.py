@@ -18,6 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from preftune.data.types import Example
+from preftune.errors import printable
 from preftune.web.show import text_of
 from preftune.web.store import Choice, Given, Store, Task
 
@@ -52,8 +53,8 @@ def judge_in_terminal(store: Store, name: str) -> None:
 def _show(console: Console, store: Store, task: Task, name: str) -> None:
     progress = store.progress(name)
     console.rule(f"{progress.done} judged, {progress.left} left")
-    console.print(Panel(_printable(_prompt(task.example)), title="prompt", title_align="left", border_style="dim"))
-    answers = [Text(_printable(text_of(task.example.responses[k]))) for k in (task.left, task.right)]
+    console.print(Panel(printable(_prompt(task.example)), title="prompt", title_align="left", border_style="dim"))
+    answers = [Text(printable(text_of(task.example.responses[k]))) for k in (task.left, task.right)]
     wide = console.width >= 100
     width = (console.width - 1) // 2 if wide else console.width
     panels = [Panel(text, title=f"answer {n}", title_align="left", width=width) for n, text in enumerate(answers, 1)]
@@ -82,7 +83,7 @@ def _ask(console: Console, read: Callable[[], str], task: Task) -> Given | Liter
             seconds = round(time.monotonic() - start, 1)
             return Given(secrets.token_hex(8), task.item, _CHOICES[key], "slight" if slight else "clear", why, seconds)
         elif not key.isspace():
-            console.print(f"{_printable(key)!r}: {_HELP}", style="dim")
+            console.print(f"{printable(key)!r}: {_HELP}", style="dim")
 
 
 def _line(read: Callable[[], str], console: Console) -> str:
@@ -122,8 +123,3 @@ def _prompt(example: Example) -> str:
     if isinstance(example.prompt, str):
         return example.prompt
     return "\n\n".join(f"{m.role}:\n{m.content}" for m in example.prompt)
-
-
-def _printable(text: str) -> str:
-    """The text without control characters: data never drives the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
