@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -27,6 +31,35 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def close(found: torch.Tensor | None, exact: torch.Tensor | None) -> None:
     assert found is not None and exact is not None and found.shape == exact.shape
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=3e-6 * float(exact.abs().max() + 1))
+
+
+_MEMORY_OF_SHAPES = """
+import ctypes, torch
+from preftune.engine.linear import product_t
+
+class Heap(ctypes.Structure):
+    _fields_ = [(f, ctypes.c_size_t) for f in "arena ordblks smblks hblks hblkhd usmblks fsmblks used free keep".split()]
+
+mallinfo = ctypes.CDLL("libc.so.6").mallinfo2
+mallinfo.restype = Heap
+torch.set_num_threads(1)
+weight, found = torch.randn(256, 256), []
+for rows in range(64, 364):
+    product_t(torch.randn(rows, 256), weight)
+    found.append((mallinfo().used + mallinfo().hblkhd) / 2**20)
+print(found[150], found[-1])
+"""
+
+
+@needs_onednn
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.33"), reason="only glibc tells what is in use")
+def test_numbers_of_rows_that_are_not_met_again_take_no_memory() -> None:
+    caches = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    fresh = {name: value for name, value in os.environ.items() if name not in caches}
+    command = [sys.executable, "-c", _MEMORY_OF_SHAPES]
+    said = subprocess.run(command, env=fresh, check=True, capture_output=True, text=True, timeout=300).stdout
+    after_150, after_300 = map(float, said.split())
+    assert after_300 - after_150 < 10  # MiB; some 80 where all are kept
 
 
 @needs_onednn
