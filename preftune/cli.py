@@ -79,6 +79,7 @@ def train(
     words: Words = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in out=, bit for bit.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines for logs, no progress line.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run will do and take, as `plan` does.")] = False,
 ) -> None:
     """Fine-tune a model on preferences: preftune train recipes/dpo.yaml model=PATH data=FILE out=runs/first."""
     from preftune.config import Config
@@ -93,11 +94,36 @@ def train(
     from preftune.training.prepare import require
 
     require(config)
+    if dry_run:
+        from preftune.training.forecast import plan as forecast
+
+        print(forecast(config).as_text())
+        return
     from preftune.api import train as run_training
 
     run = run_training(config, resume=resume, quiet=quiet)
     if os.environ.get("RANK", "0") == "0":
         print(run.path)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def plan(
+    words: Words = None,
+    memory: Annotated[str | None, typer.Option(help="What the run may take, as 8GiB; default: what is free.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Plan for this many GPUs, which need not be here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+) -> None:
+    """What a run will do and take: peak memory, the largest batch that fits, disk, work. Reads no weights, only config.json."""
+    from preftune.config import Config
+
+    models = [w for w in words or [] if "=" not in w and Path(w).is_dir()]  # a model may stand by itself
+    recipe, settings = _settings([*(w for w in words or [] if w not in models), *(f"model={m}" for m in models)])
+    config = Config.load(recipe, settings)
+    from preftune.training.forecast import parse_size
+    from preftune.training.forecast import plan as forecast
+
+    found = forecast(config, memory=None if memory is None else parse_size(memory), gpus=gpus)
+    print(json.dumps(found.as_dict(), indent=1) if as_json else found.as_text())
 
 
 @app.command()

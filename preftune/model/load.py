@@ -121,6 +121,19 @@ def read_model(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     return without_dropout(model)
 
 
+def architecture(path: str | Path) -> Any:
+    """The configuration of a model without its weights; an adapter has its base's. Raises ModelError."""
+    folder = resolve(path)
+    return architecture(base_of(folder)) if (folder / "adapter_config.json").exists() else _config(folder)
+
+
+def unloaded(config: Any, dtype: torch.dtype) -> Any:
+    """A model as `load_model` gives it, with the weights that it is born with; inside FakeTensorMode it takes no memory."""
+    from transformers import AutoModelForCausalLM
+
+    return without_dropout(cast(Any, AutoModelForCausalLM).from_config(config, dtype=dtype))
+
+
 def merged_adapter(base: Any, folder: Path) -> Any:
     """`base` with the folder's adapter added into its weights. Raises ModelError."""
     from peft import PeftModel
