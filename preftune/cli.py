@@ -119,6 +119,8 @@ def plan(
     models = [w for w in words or [] if "=" not in w and Path(w).is_dir()]  # a model may stand by itself
     recipe, settings = _settings([*(w for w in words or [] if w not in models), *(f"model={m}" for m in models)])
     config = Config.load(recipe, settings)
+    import json
+
     from preftune.training.forecast import parse_size
     from preftune.training.forecast import plan as forecast
 

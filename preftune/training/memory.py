@@ -36,7 +36,7 @@ from preftune.training.rehearse import Ledger, Step, rehearse
 from preftune.training.step import Goal
 
 _DEPTHS = (2, 4)  # layers; memory is a straight line in them where all layers are alike
-_MICROS = 4  # of a step; further ones leave few holes more
+_MICROS = 2  # of a step
 _ROUNDS = 4  # of the ledger, put to the allocator: more find few holes more
 _GRAIN = 256  # tokens between the micro-batch sizes that are tried
 
@@ -126,7 +126,7 @@ class Planner:
         chosen = [sorted(by_peak[0], key=size, reverse=True)[:_MICROS], sorted(by_peak[len(by_peak) // 2], key=size)[:_MICROS]]
         self._indices = [i for micro in chosen[0] for i in micro]
         # the last step is the heaviest: it meets the optimizer's state and the holes that the others left
-        return [[[self.trees[i] for i in micro] for micro in step] for step in (chosen[0], chosen[1], chosen[0])]
+        return [[[self.trees[i] for i in micro] for micro in step] for step in (chosen[1], chosen[0])]
 
     def _books(self, steps: Sequence[Step], depth: int) -> _Books:
         for way in dict.fromkeys((self.way, Way("rows", "own"), Way("rows", "model"))):

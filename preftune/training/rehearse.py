@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -126,12 +127,10 @@ class _Recorder(TorchDispatchMode):
 
 def _in_head() -> bool:
     """Whether the log-prob head is at work, forward or backward."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        if frame.f_code.co_filename == head.__file__:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename != head.__file__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _whole(x: Tensor) -> bool:
