@@ -1,10 +1,11 @@
 """What the C library's allocator makes of a list of requests: the memory that a process holds for its tensors, holes included.
 
-A process on a CPU holds more than its tensors, by a third and more. glibc keeps blocks of up to 32 MiB in one heap that shrinks
-at its end alone; and before version 2.38 a hole that an aligned block left, with something small on either side, is too small
-by the alignment for the next block of the same size. How much that costs follows from the order of requests, so it is not
-estimated but tried: the same requests in the same order, each with a few of the small blocks that torch makes beside a tensor,
-in a process of its own. The memory is never touched, so that trying 100 GiB costs address space and no memory.
+A process on a CPU holds more than its tensors, by a third and more. glibc keeps most blocks in one heap that shrinks at its end
+alone, and asks for a little more than an aligned block's size to place it, so that a hole with something small on either side
+is not filled by the next block of the same size (seen with glibc 2.36: without the small blocks the heap hardly grows). What
+it costs follows from the order of requests, so it is not estimated but tried: the same requests in the same order, each with
+a few of the small blocks that torch makes beside a tensor, in a process of its own. The memory is never touched, so that trying
+100 GiB costs address space and no memory.
 """
 
 from __future__ import annotations
