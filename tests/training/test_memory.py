@@ -190,13 +190,7 @@ def _benchmark() -> Any:
 
 
 @pytest.mark.skipif(heap.taken([(0, 64)]) is None, reason="another C library")
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.slow)
-        for case in ("small:full:1024", "small:full:4096", "small:lora:1024", "wide:full:2048")
-    ],
-)
-def test_the_prediction_is_within_15_percent_of_the_measured_peak(tmp_path: Path, case: str) -> None:
-    predicted, measured, _ = _benchmark().measure(tmp_path, case, steps=3)
+@pytest.mark.slow
+def test_the_prediction_is_within_15_percent_of_the_measured_peak(tmp_path: Path) -> None:
+    predicted, measured, _ = _benchmark().measure(tmp_path, "small:full:1024", steps=3)
     assert predicted == pytest.approx(measured, rel=0.15)
