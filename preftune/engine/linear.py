@@ -17,11 +17,6 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.functional import linear as usual_linear
 
-# oneDNN keeps what it prepared for 1024 shapes, and every micro-batch brings new ones: half a MiB each, strewn over the heap,
-# so that what is freed between them cannot be joined. The layers of one micro-batch share a few: those are worth keeping.
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "16")
-
 _SMALLEST = 1 << 16  # weights of a matrix: below this, preparing oneDNN for each new number of rows costs more than it gains
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
