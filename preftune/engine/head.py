@@ -29,7 +29,7 @@ from preftune.engine.linear import product_t
 # Of a tile, and of its part of the weight. 16 MiB in float32: what is larger, glibc takes from the system anew each time.
 _TILE_ELEMENTS = 1 << 22
 _TILE_ROWS = 1 << 10
-_KEEP_BYTES = 1 << 28
+_KEEP_BYTES = 1 << 26  # short answers whole; long ones trade a product for memory
 # A GPU has no cache to fit into, and wants large products: 512 MiB in float32, 2 GiB of bf16 probabilities.
 _GPU_TILE_ELEMENTS = 1 << 27
 _GPU_TILE_ROWS = 1 << 12
