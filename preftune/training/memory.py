@@ -13,6 +13,7 @@ tried by the allocator itself (`heap`); the model's file where weights are conve
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -139,6 +140,7 @@ class Planner:
                     self.config.optim,
                     autocast=self.precision.autocast,
                     device=self.device.type,
+                    n_shapes=int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")) if self.holes else 0,
                 )
             except (Unmodelled, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -33,9 +34,12 @@ from preftune.training.step import Goal, Micro, backward, evaluate
 Step = Sequence[Sequence[Tree]]
 """The micro-batches of one optimizer step."""
 
-KINDS = ("weights", "gradients", "optimizer", "head", "activations")
+KINDS = ("weights", "gradients", "optimizer", "head", "prepared", "activations")
 
 
+# Blocks that oneDNN and torch hold for each shape of a product (engine/linear.py), in bytes. Fitted, not derived: two runs of
+# benchmarks/memory.py with 128 shapes held instead of 16 took 1.7 and 2.1 MiB more a shape, holes included.
+_PREPARED = [384 << 10] * 4
 _LARGE = 1 << 16  # bytes from which on it is asked who made a block
 
 
@@ -78,11 +82,12 @@ class Ledger:
 class _Recorder(TorchDispatchMode):
     """Writes a ledger. Integers (indices, masks, counts) are computed for real where they depend on no fake tensor."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, n_shapes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ledger = ledger
+        self.ledger, self.n_shapes = ledger, n_shapes
         self.names: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.n = 0
+        self.prepared: OrderedDict[Hashable, range] = OrderedDict()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
@@ -98,6 +103,8 @@ class _Recorder(TorchDispatchMode):
                 return func(*args, **kwargs)
         result = func(*args, **kwargs)
         self.ledger.flops += _flops(func, args, kwargs, result)
+        if self.n_shapes and func._overloadpacket.__name__ == "_linear_pointwise":
+            self.prepare((args[0].shape, args[0].stride(), args[1].shape, args[1].stride()))
         for made in tree_leaves(result):
             if isinstance(made, FakeTensor):
                 self.see(made)
@@ -106,6 +113,19 @@ class _Recorder(TorchDispatchMode):
     def phase(self, name: str) -> None:
         """From here on is another part of the run."""
         self.ledger.phases.append((name, len(self.ledger.entries)))
+
+    def prepare(self, shape: Hashable) -> None:
+        """Enters what oneDNN holds for a product of this shape; what was not met for longest is let go."""
+        if shape in self.prepared:
+            self.prepared.move_to_end(shape)
+            return
+        numbers = self.prepared[shape] = range(self.n, self.n + len(_PREPARED))
+        self.n = numbers.stop
+        self.ledger.entries += zip(numbers, _PREPARED, strict=True)
+        self.ledger.kinds.update(dict.fromkeys(numbers, "prepared"))
+        while len(self.prepared) > self.n_shapes:
+            _, old = self.prepared.popitem(last=False)
+            self.ledger.entries += [(number, -n) for number, n in zip(old, _PREPARED, strict=True)]
 
     def see(self, tensor: Tensor) -> int:
         """The number of a tensor's storage, entered where it is new."""
@@ -174,11 +194,13 @@ def rehearse(
     *,
     autocast: torch.dtype | None = None,
     device: str = "cpu",
+    n_shapes: int = 0,
 ) -> Ledger:
     """The books of these steps, with what comes before them (check of the paths, reference) and after (evaluation).
 
     make:   builds the model, with its adapters; called where new tensors are on the device meta.
     way:    the path by which the policy scores.
+    n_shapes:  shapes of products for which oneDNN keeps what it prepared; 0: it does not serve this device.
     steps:  micro-batches of each step. The first has no optimizer state yet and the second has, so it takes two to show the
             peak; micro-batches of several sizes show how the heap is fragmented.
 
@@ -189,7 +211,7 @@ def rehearse(
     ledger = Ledger()
     with torch.device("meta"):  # PEFT moves adapters about, which fake tensors do not allow
         model = make()
-    with FakeTensorMode(allow_non_fake_inputs=True), _Recorder(ledger) as recorder:
+    with FakeTensorMode(allow_non_fake_inputs=True), _Recorder(ledger, n_shapes) as recorder:
         recorder.phase("load")
         _place(model, device)
         policy = Policy(model, way, autocast=autocast)
@@ -230,6 +252,9 @@ def _before(recorder: _Recorder, policy: Policy, goal: Goal, steps: Sequence[Ste
 
 
 def _steps(recorder: _Recorder, policy: Policy, goal: Goal, steps: Sequence[Step], optim: Optim) -> None:
+    if recorder.prepared:  # a run soon has as many shapes behind it as are held
+        for earlier in range(recorder.n_shapes - len(recorder.prepared)):
+            recorder.prepare(earlier)
     recorder.phase("update")
     optimizer, watch = make_optimizer(policy, optim), WeightWatch(policy)
     policy.train()
