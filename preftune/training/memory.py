@@ -28,6 +28,7 @@ from preftune.data.types import Tree
 from preftune.engine.attention import Unmodelled
 from preftune.engine.policy import Path as Way
 from preftune.errors import ConfigError, ModelError
+from preftune.model.checkpointing import checkpoint_layers
 from preftune.model.device import Precision
 from preftune.model.load import architecture, unloaded
 from preftune.model.lora import add_lora, cast_frozen
@@ -157,6 +158,8 @@ class Planner:
             model = add_lora(model, self.config.lora, base="", seed=self.config.seed)
             if self.precision.autocast is not None:
                 cast_frozen(model, self.precision.autocast, exactly=self.config.lora.merge)
+        if self.config.batch.activation_checkpointing:
+            checkpoint_layers(model)
         return model
 
     def _priced(self, ledger: Ledger) -> _Books:
