@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judges_for_tests import code_of, honest
 from tape_server import TapeServer, serving
 from worlds import Left, cli, save_model, write_jsonl
 
@@ -21,26 +22,10 @@ ROWS = [{"prompt": f"Question {k}?", "chosen": f"good answer {k}", "rejected": f
 WRONG = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in ROWS]
 
 
-def first_shown(messages: list[dict[str, str]]) -> str:
-    found = re.search(r"\[answer A \w+\]\n(.*?)\n\[end of answer", messages[1]["content"], re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-def code(messages: list[dict[str, str]]) -> str:
-    found = re.search(r"\[conversation (\w+)\]", messages[1]["content"])
-    assert found is not None
-    return found[1]
-
-
-def honest(messages: list[dict[str, str]]) -> str:
-    return f"{'A' if 'good' in first_shown(messages) else 'B'} {code(messages)}"
-
-
 def torn(messages: list[dict[str, str]]) -> str:
     """Likes whatever comes first in every second question."""
     number = int(re.findall(r"Question (\d+)", messages[1]["content"])[0]) if "Question" in messages[1]["content"] else 0
-    return f"A {code(messages)}" if number % 2 else honest(messages)
+    return f"A {code_of(messages)}" if number % 2 else honest(messages)
 
 
 def check(file: Path, url: str, *more: str) -> Left:
@@ -74,7 +59,7 @@ def test_a_judge_that_contradicts_itself_is_not_taken_for_wrong_labels(tmp_path:
     file = write_jsonl(tmp_path / "d.jsonl", ROWS)
     with serving(TapeServer(reply=torn)) as state:
         one = found(check(file, state.url))
-    with serving(TapeServer(reply=lambda m: f"A {code(m)}")) as state:
+    with serving(TapeServer(reply=lambda m: f"A {code_of(m)}")) as state:
         blind = found(check(file, state.url))
     with serving(TapeServer(reply=lambda m: "I cannot say.")) as state:
         mute = found(check(file, state.url))

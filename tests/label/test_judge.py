@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judges_for_tests import code_of, honest, text_of
 from tape_server import TapeServer, serving, tape
 from typer.testing import CliRunner
 
@@ -61,23 +62,6 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
         return dict(json.loads(done.stdout))
 
     return run
-
-
-def text_of(messages: list[dict[str, str]], side: str) -> str:
-    found = re.search(rf"\[answer {side} \w+\]\n(.*?)\n\[end of answer", messages[1]["content"], re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-def code_of(messages: list[dict[str, str]]) -> str:
-    found = re.search(r"\[conversation (\w+)\]", messages[1]["content"])
-    assert found is not None
-    return found[1]
-
-
-def honest(messages: list[dict[str, str]]) -> str:
-    """A judge that finds "good" better, and follows the form."""
-    return f"{'A' if 'good' in text_of(messages, 'A') else 'B'} {code_of(messages)}"
 
 
 # ---- recorded judges --------------------------------------------------------------------------------------------------
