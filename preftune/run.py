@@ -5,6 +5,8 @@
     data.json        rows used, dropped, quarantined judgments.jsonl verdicts that were collected for this run
     checkpoints/     to go on from                   model/          the result, an ordinary Hugging Face folder
     events.jsonl     what the run said of itself     report.html     all of it on one page
+    evaluation.json  what an evaluation measured     answers.jsonl   the answers that it measured, token by token
+    diagnosis.json   findings about the run          merged/         the result of LoRA as a model of its own
 
 JSON and YAML files are replaced whole; JSONL files only grow, a line at a time.
 
@@ -41,6 +43,8 @@ class Run:
         self.samples_file = self.path / "samples.jsonl"
         self.judgments_file = self.path / "judgments.jsonl"
         self.evaluation_file = self.path / "evaluation.json"
+        self.answers_file = self.path / "answers.jsonl"
+        self.diagnosis_file = self.path / "diagnosis.json"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.model = self.path / "model"
