@@ -184,10 +184,10 @@ def _plain(value: Any) -> Any:
 
 
 def _revived(value: Any) -> Any:
-    """Estimates out of their objects; what could not be said in JSON is NaN again."""
+    """Estimates as tuples in place of their objects; what could not be said in JSON is NaN again."""
     if isinstance(value, dict):
         if set(value) == set(Estimate._fields):
-            return Estimate(**{name: math.nan if part is None else part for name, part in value.items()})
+            return tuple(math.nan if value[name] is None else value[name] for name in Estimate._fields)
         return {name: _revived(part) for name, part in value.items()}
     return [_revived(part) for part in value] if isinstance(value, list) else value
 
