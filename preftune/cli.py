@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from preftune import cli_check, cli_data, cli_judge
+from preftune import cli_check, cli_data, cli_evaluate, cli_judge
 from preftune.errors import ConfigError, PreftuneError, printable
 
 app = typer.Typer(
@@ -249,8 +249,9 @@ def config(loss: Annotated[str | None, typer.Option(help="Show the parameters of
     sys.stdout.write(describe(loss))
 
 
-for _name, _verb in (*cli_check.VERBS.items(), *cli_data.VERBS.items(), *cli_judge.VERBS.items()):
-    app.command(_name)(_verb)
+for _verbs in (cli_check.VERBS, cli_data.VERBS, cli_judge.VERBS, cli_evaluate.VERBS):
+    for _name, _verb in _verbs.items():
+        app.command(_name)(_verb)
 
 
 @app.command()

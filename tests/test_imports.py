@@ -26,7 +26,7 @@ LAYERS = [  # a module imports from its own layer's package and from layers abov
     {"report", "web"},
     {"api", "show"},
     {"demo"},
-    {"cli", "cli_asking", "cli_check", "cli_data", "cli_judge", "__main__"},
+    {"cli", "cli_asking", "cli_check", "cli_data", "cli_evaluate", "cli_judge", "__main__"},
 ]
 FILES_ONLY = {"report", "web", "diagnose"}  # they read what a run left behind: they never import what trains
 NO_TORCH = {
@@ -46,6 +46,7 @@ NO_TORCH = {
     "cli_data",
     "cli_asking",
     "cli_check",
+    "cli_evaluate",
     "cli_judge",
 }
 HEAVY = {"torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow", "matplotlib", "wandb", "tensorboard", "openai"}

@@ -1,7 +1,10 @@
-"""A mean with its 95 % confidence interval, where several values belong to one prompt.
+"""A number with its 95 % confidence interval, where several values belong to one prompt.
 
-Replies to one prompt are not independent, so the interval is that of the prompts' means: half-width
-t · sd / √(number of prompts).
+    mean        of values that are about symmetric, and of few prompts too: t · sd / √(number of prompts)
+    wilson      a share of independent cases, such as right and wrong: an interval that never leaves 0 to 1
+    bootstrap   a mean of values that are nothing like symmetric, by drawing the prompts anew
+
+Replies to one prompt are not independent, so intervals are those of the prompts' means.
 """
 
 from __future__ import annotations
@@ -11,6 +14,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+_Z = 1.959963984540054  # the normal's 97.5 % quantile
+_T95 = (12.706204736, 4.302652730, 3.182446305, 2.776445105, 2.570581836)  # Student's, of 1 to 5 degrees of freedom
+_DRAWN_AT_ONCE = 1 << 22  # indices of a bootstrap: 32 MiB
 
 
 class Estimate(NamedTuple):
@@ -48,10 +55,39 @@ def win_rate(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]])
     return mean(table)
 
 
+def wilson(n_right: float, n: int) -> Estimate:
+    """The share `n_right` of `n` independent cases, a tie counting one half, with Wilson's score interval (1927, JASA 22)."""
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    share, z2 = n_right / n, _Z**2 / n
+    centre = (share + z2 / 2) / (1 + z2)
+    half = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n)) / (1 + z2)
+    # the interval touches 0 and 1 exactly where the share does: rounding must not leave it outside
+    return Estimate(share, min(max(0.0, centre - half), share), max(min(1.0, centre + half), share), n)
+
+
+def bootstrap(values: Sequence[Sequence[float]], *, seed: int = 0, n_resamples: int = 10_000) -> Estimate:
+    """`mean` with the percentile interval of the bootstrap over prompts (Efron & Tibshirani 1993, chapter 13).
+
+    Same seed, same interval. Of one prompt there is no interval: it is infinite, as that of `mean`.
+    """
+    per_prompt = np.array([np.mean(v) for v in values], np.float64)
+    n = len(per_prompt)
+    if n < 2:
+        return mean(values)
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    size = max(1, _DRAWN_AT_ONCE // n)
+    parts = [min(size, n_resamples - at) for at in range(0, n_resamples, size)]
+    means = np.concatenate([per_prompt[draw.integers(n, size=(rows, n))].mean(1) for rows in parts])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(per_prompt.mean()), float(low), float(high), n)
+
+
 def _t95(degrees: int) -> float:
-    """Student's t at 97.5 %, from the Cornish-Fisher expansion around the normal; within 0.5 % from 4 degrees of freedom on."""
-    z = 1.959963984540054
-    d = max(degrees, 1)
+    """Student's t at 97.5 %: from a table, then the Cornish-Fisher expansion around the normal, within 0.1 %."""
+    if degrees <= len(_T95):
+        return _T95[max(degrees, 1) - 1]
+    z, d = _Z, degrees
     return (
         z
         + (z**3 + z) / (4 * d)
