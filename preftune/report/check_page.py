@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from preftune.diagnose.check import Check
 from preftune.files import write_atomic
 from preftune.report.curves import FAINT, FIRST, INK, SECOND, Curve, inline
-from preftune.report.page import number, templates
+from preftune.report.page import templates
+from preftune.report.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,6 @@ file of the run that is missing or cannot be read is said to be so, in its place
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from preftune.errors import PreftuneError
 from preftune.files import write_atomic
 from preftune.report.curves import Curve, curves, series
+from preftune.report.text import dicts, flat, number, text
 from preftune.run import Run
 
 if TYPE_CHECKING:
@@ -123,18 +122,18 @@ def read(run: Run) -> Page:
     recorded = part("samples", run.samples_file, run.samples, list)
     return Page(
         title=run.path.resolve().name,
-        verdict=_text(evaluation.get("verdict", "")),
-        figures=[_figure(row) for row in _dicts(evaluation.get("rows"))],
-        samples=_samples(_dicts(recorded)) or _compared(_dicts(evaluation.get("samples"))),
+        verdict=text(evaluation.get("verdict", "")),
+        figures=[_figure(row) for row in dicts(evaluation.get("rows"))],
+        samples=_samples(dicts(recorded)) or _compared(dicts(evaluation.get("samples"))),
         curves=curves(metrics),
         changes=_changes(metrics),
-        data=_flat(part("data", run.data_file, lambda: run.read_json(run.data_file), dict)),
+        data=flat(part("data", run.data_file, lambda: run.read_json(run.data_file), dict)),
         settings=part("settings", run.config_file, run.config_file.read_text, str).strip(),
         again=shlex.join(["preftune", "train", str(run.config_file), f"out={run.path}-again"]),
-        environment=_flat(part("environment", run.env_file, lambda: run.read_json(run.env_file), dict)),
+        environment=flat(part("environment", run.env_file, lambda: run.read_json(run.env_file), dict)),
         events=[
-            (_text(row.get("kind", "")), _text(row.get("message", "")))
-            for row in _dicts(part("events", run.events_file, run.events, list))
+            (text(row.get("kind", "")), text(row.get("message", "")))
+            for row in dicts(part("events", run.events_file, run.events, list))
         ],
         missing=missing,
     )
@@ -168,16 +167,16 @@ def _figure(row: Mapping[str, Any]) -> Figure:
     low, high = row.get("low"), row.get("high")
     interval = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
     before = number(row["before"]) if row.get("before") is not None else ""
-    return Figure(_text(row.get("name", "")), before, number(row.get("value", "")), interval)
+    return Figure(text(row.get("name", "")), before, number(row.get("value", "")), interval)
 
 
 def _samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
     """Answers of samples.jsonl, those to the same prompt side by side: the n-th before with the n-th after."""
     answers: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        by_time = answers.setdefault(_text(row.get("prompt", "")), {"before": [], "after": []})
+        by_time = answers.setdefault(text(row.get("prompt", "")), {"before": [], "after": []})
         if row.get("when") in by_time:
-            by_time[row["when"]].append(_text(row.get("response", "")))
+            by_time[row["when"]].append(text(row.get("response", "")))
     found = []
     for prompt, by_time in answers.items():
         before, after = by_time["before"], by_time["after"]
@@ -189,49 +188,6 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
 def _compared(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
     """Samples of an evaluation: rows with `prompt`, `before` and `after`."""
     return [
-        Sample(_text(row.get("prompt", "")), *(_text(row[when]) if when in row else None for when in ("before", "after")))
+        Sample(text(row.get("prompt", "")), *(text(row[when]) if when in row else None for when in ("before", "after")))
         for row in rows
     ]
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Name and text of each value of nested mappings, names joined by dots."""
-    rows: list[tuple[str, str]] = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.") or [(f"{prefix}{key}", "none")]
-        else:
-            rows.append((f"{prefix}{key}", _text(value)))
-    return rows
-
-
-def _dicts(rows: Any) -> list[dict[str, Any]]:
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def _text(value: Any) -> str:
-    """A value as people read it: text as it is, messages as role and content, anything else as JSON."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(isinstance(m, dict) and "content" in m for m in value):
-        if len(value) == 1:
-            return _text(value[0]["content"])
-        return "\n".join(f"{_text(m.get('role', ''))}: {_text(m['content'])}" for m in value)
-    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-        return ", ".join(value)
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return number(value) if isinstance(value, int | float) else json.dumps(value, ensure_ascii=False)
-
-
-def number(value: Any) -> str:
-    """A number with four significant digits (whole ones in full, with separators); text as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return _text(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.2e}" if abs(value) < 1e-4 else f"{value:.4g}"

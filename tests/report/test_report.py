@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from preftune.report.curves import curves, series
-from preftune.report.page import number, write_report
+from preftune.report.page import write_report
+from preftune.report.text import number
 from preftune.run import Run
 
 ATTACK = "</title></pre><script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>{{ 7 * 7 }}\"'"

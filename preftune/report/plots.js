@@ -1,0 +1,283 @@
+// Draws every figure.plot of the page from the JSON block inside it. Colours are the page's own, so that they follow it
+// into the dark and onto paper.
+(() => {
+  "use strict";
+  // twice as many pixels as the screen needs, for paper
+  const ratio = Math.max(2, window.devicePixelRatio);
+  Object.defineProperty(window, "devicePixelRatio", { get: () => ratio });
+
+  const root = document.documentElement;
+  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const FONT = "12px system-ui, sans-serif";
+  const drawn = [];
+  let theme = {};
+  const readTheme = () => {
+    theme = { ink: colour("--ink"), soft: colour("--soft"), line: colour("--line"), faint: colour("--faint"), series: [] };
+    for (let k = 1; k <= 8; k++) theme.series.push(colour(`--series-${k}`));
+  };
+  const of = (line) => theme.series[(line.colour || 0) % theme.series.length];
+  const thin = (hex, alpha) => hex + Math.round(alpha * 255).toString(16).padStart(2, "0");
+
+  const number = (v) => {
+    if (v == null) return "–";
+    const size = Math.abs(v);
+    if (Number.isInteger(v) || size >= 1000) return Math.round(v).toLocaleString("en-US");
+    return size < 1e-4 ? v.toExponential(2) : String(Number(v.toPrecision(4)));
+  };
+
+  // the place of the nearest value of a series, for curves that are not measured at every step
+  const nearest = (u, si, at) => {
+    const values = u.data[si];
+    if (values[at] != null) return at;
+    const [from, to] = [u.scales.x.min, u.scales.x.max];
+    const x = u.data[0][at];
+    let best = null;
+    for (let step = 1, open = true; open && best === null; step++) {
+      open = false;
+      for (const k of [at - step, at + step]) {
+        if (k < 0 || k >= values.length || u.data[0][k] < from || u.data[0][k] > to) continue;
+        open = true;
+        if (values[k] != null && (best === null || Math.abs(u.data[0][k] - x) < Math.abs(u.data[0][best] - x))) best = k;
+      }
+    }
+    return best;
+  };
+
+  class Drawing {
+    constructor(figure) {
+      this.spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
+      this.place = figure.querySelector(".canvas");
+      this.tables = this.spec.lines.map((l) => [l.x, l.y, ...(l.low ? [l.low, l.high] : [])]);
+      this.lineOf = [null]; // of each series of uPlot
+      this.series = [{ label: this.spec.x, value: (u, v) => (v == null ? "" : this.nameOf(v)) }];
+      this.bands = [];
+      for (const line of this.spec.lines) this.add(line);
+      const data = uPlot.join(this.tables);
+      this.ends = data.map((values) => values.reduce((last, v, k) => (v == null ? last : k), null));
+      this.u = new uPlot(this.options(), data, this.place);
+      this.said = document.createElement("p");
+      this.said.className = "aside";
+      this.said.setAttribute("aria-live", "polite");
+      figure.append(this.said);
+      this.controls();
+      new ResizeObserver(() => this.fit()).observe(this.place);
+    }
+
+    nameOf(x) {
+      return this.spec.names.length ? this.spec.names[x] ?? "" : number(x);
+    }
+
+    height() {
+      return this.spec.wide ? 320 : 210;
+    }
+
+    fit() {
+      const width = this.place.clientWidth;
+      if (width && width !== this.u.width && !root.dataset.print) this.u.setSize({ width, height: this.height() });
+    }
+
+    add(line) {
+      const at = this.series.length;
+      const dash = line.dashed ? [6, 4] : undefined;
+      const entry = {
+        label: line.name,
+        stroke: () => (line.draw === "faint" ? thin(of(line), 0.32) : of(line)),
+        width: line.draw === "faint" ? 1 : 2,
+        dash,
+        spanGaps: true,
+        class: line.draw === "faint" ? "faint" : undefined,
+        points: { show: line.draw === "dots" || line.draw === "points" || line.x.length === 1, size: 8, fill: () => of(line), stroke: () => of(line) },
+        value: (u, v, si, k) => this.valueOf(line, u, si, k),
+      };
+      if (line.draw === "points") entry.paths = () => null;
+      if (line.draw === "bars") Object.assign(entry, { paths: uPlot.paths.bars({ size: [0.86, 64] }), fill: () => thin(of(line), 0.75), points: { show: false } });
+      this.series.push(entry);
+      this.lineOf.push(line);
+      if (line.low) {
+        for (const end of ["low", "high"]) {
+          this.series.push({ label: `${line.name}, ${end}`, class: "hidden", paths: () => null, points: { show: false }, spanGaps: true });
+          this.lineOf.push({ bound: at });
+        }
+        if (line.draw === "line") {
+          for (const k of [at + 1, at + 2]) Object.assign(this.series[k], { paths: uPlot.paths.linear(), width: 0, stroke: "transparent" });
+          this.bands.push({ series: [at + 2, at + 1], fill: () => thin(of(line), 0.18) });
+        }
+      }
+    }
+
+    valueOf(line, u, si, k) {
+      const at = k ?? this.ends?.[si];
+      if (at == null || !this.u && k == null) return "";
+      const v = u.data[si][at];
+      if (v == null) return "–";
+      const low = line.low && u.data[si + 1][at], high = line.low && u.data[si + 2][at];
+      return number(v) + (low != null && high != null ? ` [${number(low)}, ${number(high)}]` : "");
+    }
+
+    options() {
+      const { spec } = this;
+      const named = spec.names.length > 0;
+      const axis = { stroke: () => theme.soft, font: FONT, ticks: { show: false }, grid: { stroke: () => theme.line, width: 1 } };
+      const sync = spec.together ? { key: spec.together, scales: ["x", null], setSeries: false } : undefined;
+      return {
+        width: this.place.clientWidth || 400,
+        height: this.height(),
+        padding: [12, 14, 0, 4],
+        series: this.series,
+        bands: this.bands,
+        scales: { x: this.scaleOfX(named), y: { range: (u, low, high) => this.rangeOfY(low, high) } },
+        axes: [
+          { ...axis, grid: { show: false }, space: named ? 1 : 56, ...(named ? this.namedAxis() : {}), values: (u, at) => at.map((x) => (x == null ? "" : named ? this.nameOf(x) : number(x))) },
+          { ...axis, size: 54, space: 34, values: (u, at) => at.map((v) => (v == null ? "" : number(v))) },
+        ],
+        cursor: { sync, drag: { x: true, y: false, dist: 6 }, dataIdx: nearest, points: { size: 8, fill: (u, si) => of(this.lineOf[si].bound ? {} : this.lineOf[si]) , show: (u, si) => (this.lineOf[si]?.bound || this.lineOf[si]?.draw === "faint" ? false : undefined) } },
+        legend: { live: true, markers: { width: 0, fill: (u, si) => `var(--series-${(((this.lineOf[si].colour || 0) % 8) + 1)})` } },
+        hooks: { drawAxes: [(u) => this.thinLines(u)], draw: [(u) => this.whiskers(u), (u) => this.words(u)], setSeries: [(u, si, opts) => this.withBounds(u, si, opts)] },
+      };
+    }
+
+    scaleOfX(named) {
+      const xs = this.spec.lines.flatMap((l) => [...l.x, ...(l.x_low || []), ...(l.x_high || []), ...this.spec.uprights]).filter((x) => x != null);
+      const low = Math.min(...xs), high = Math.max(...xs);
+      const scale = { time: false, distr: this.spec.log2 ? 3 : 1, log: 2 };
+      if (named || this.spec.lines.some((l) => l.draw !== "line" && l.draw !== "faint")) {
+        const bars = this.spec.lines.some((l) => l.draw === "bars");
+        const room = named ? 0.5 : this.spec.log2 ? 0 : bars ? (high - low) / Math.max(1, this.spec.lines[0].x.length - 1) : (high - low || 1) * 0.05;
+        const whole = this.spec.log2 ? [low / 1.15, high * 1.15] : [low - room, high + room];
+        // zoomed: as uPlot says
+        scale.range = (u, from, to) => (from > low || to < high ? [from, to] : whole);
+      }
+      return scale;
+    }
+
+    namedAxis() {
+      return { splits: () => this.spec.names.map((_, k) => k), gap: 6 };
+    }
+
+    rangeOfY(low, high) {
+      if (low == null) return [0, 1];
+      for (const level of this.spec.levels) { low = Math.min(low, level); high = Math.max(high, level); }
+      if (this.spec.lines.some((l) => l.draw === "bars")) low = Math.min(low, 0);
+      const room = (high - low || Math.abs(high) || 1) * 0.06;
+      return [low === 0 ? 0 : low - room, high + room];
+    }
+
+    thinLines(u) {
+      const { ctx, bbox: b } = u;
+      const cut = (x1, y1, x2, y2) => { ctx.beginPath(); ctx.moveTo(x1, y1); ctx.lineTo(x2, y2); ctx.stroke(); };
+      ctx.save();
+      ctx.beginPath();
+      ctx.rect(b.left, b.top, b.width, b.height);
+      ctx.clip();
+      ctx.strokeStyle = theme.faint;
+      ctx.lineWidth = 1.25 * ratio;
+      ctx.setLineDash([3 * ratio, 3 * ratio]);
+      for (const level of this.spec.levels) { const y = u.valToPos(level, "y", true); cut(b.left, y, b.left + b.width, y); }
+      for (const x of this.spec.uprights) { const at = u.valToPos(x, "x", true); cut(at, b.top, at, b.top + b.height); }
+      if (this.spec.diagonal) cut(u.valToPos(0, "x", true), u.valToPos(0, "y", true), u.valToPos(1, "x", true), u.valToPos(1, "y", true));
+      ctx.restore();
+    }
+
+    whiskers(u) {
+      const { ctx, bbox: b } = u;
+      ctx.save();
+      ctx.beginPath();
+      ctx.rect(b.left, b.top, b.width, b.height);
+      ctx.clip();
+      ctx.lineWidth = 1.5 * ratio;
+      this.lineOf.forEach((line, si) => {
+        if (!line || line.bound || !u.series[si].show || line.draw === "line" || line.draw === "faint") return;
+        ctx.strokeStyle = of(line);
+        const bar = (x1, y1, x2, y2) => { ctx.beginPath(); ctx.moveTo(u.valToPos(x1, "x", true), u.valToPos(y1, "y", true)); ctx.lineTo(u.valToPos(x2, "x", true), u.valToPos(y2, "y", true)); ctx.stroke(); };
+        line.x.forEach((x, k) => {
+          if (line.low && line.low[k] != null && line.high[k] != null) bar(x, line.low[k], x, line.high[k]);
+          if (line.x_low && line.x_low[k] != null && line.x_high[k] != null) bar(line.x_low[k], line.y[k], line.x_high[k], line.y[k]);
+        });
+      });
+      ctx.restore();
+    }
+
+    words(u) {
+      const { ctx, bbox: b } = u;
+      ctx.save();
+      ctx.font = FONT.replace("12px", `${11 * ratio}px`);
+      ctx.textBaseline = "bottom";
+      this.lineOf.forEach((line, si) => {
+        if (!line?.labels || !u.series[si].show) return;
+        ctx.fillStyle = theme.soft;
+        line.labels.forEach((label, k) => {
+          const x = u.valToPos(line.x[k], "x", true), y = u.valToPos(line.y[k], "y", true);
+          if (x < b.left || x > b.left + b.width) return;
+          const width = ctx.measureText(label).width, right = x + width + 8 * ratio > b.left + b.width;
+          ctx.fillText(label, right ? x - width - 7 * ratio : x + 7 * ratio, Math.max(y - 5 * ratio, b.top + 12 * ratio));
+        });
+      });
+      ctx.restore();
+    }
+
+    withBounds(u, si, opts) {
+      if (si == null || opts.show == null || !this.lineOf[si]?.low) return;
+      for (const bound of [si + 1, si + 2]) if (u.series[bound].show !== opts.show) u.setSeries(bound, { show: opts.show });
+    }
+
+    // keys do what the pointer does: arrows move along the curve, + and − zoom, 0 shows all
+    controls() {
+      for (const [k, cell] of this.u.root.querySelectorAll(".u-legend th").entries()) {
+        if (k === 0) continue;
+        cell.tabIndex = 0;
+        cell.setAttribute("role", "button");
+        cell.setAttribute("aria-pressed", "true");
+        const press = () => requestAnimationFrame(() => cell.setAttribute("aria-pressed", String(!cell.parentNode.classList.contains("u-off"))));
+        cell.addEventListener("click", press);
+        cell.addEventListener("keydown", (event) => {
+          if (event.key !== "Enter" && event.key !== " ") return;
+          event.preventDefault();
+          event.stopPropagation();
+          cell.click();
+        });
+      }
+      this.place.addEventListener("keydown", (event) => this.key(event));
+    }
+
+    key(event) {
+      if (event.ctrlKey || event.metaKey || event.altKey || event.target !== this.place) return;
+      const u = this.u, xs = u.data[0], { min, max } = u.scales.x;
+      const first = xs.findIndex((x) => x >= min), last = xs.findLastIndex((x) => x <= max);
+      const now = u.cursor.idx ?? first - 1, stride = event.shiftKey ? Math.max(1, Math.round((last - first) / 20)) : 1;
+      const moves = { ArrowRight: now + stride, ArrowLeft: (u.cursor.idx ?? last + 1) - stride, Home: first, End: last };
+      const zooms = { "+": 0.5, "=": 0.5, "-": 2 };
+      if (event.key in moves) this.point(Math.min(last, Math.max(first, moves[event.key])));
+      else if (event.key in zooms) this.zoom(xs[u.cursor.idx] ?? (min + max) / 2, zooms[event.key]);
+      else if (event.key === "0" || event.key === "Escape") this.zoom(0, Infinity);
+      else return;
+      event.preventDefault();
+    }
+
+    point(at) {
+      const u = this.u;
+      u.setCursor({ left: u.valToPos(u.data[0][at], "x"), top: u.over.clientHeight / 2 }, true, true);
+      const parts = this.lineOf.map((line, si) => (line && !line.bound && line.draw !== "faint" && u.series[si].show ? `${line.name} ${this.valueOf(line, u, si, nearest(u, si, at))}` : "")).filter(Boolean);
+      this.said.textContent = `${this.nameOf(u.data[0][at])}: ${parts.join(", ")}`;
+    }
+
+    zoom(centre, by) {
+      const u = this.u, xs = u.data[0], { min, max } = u.scales.x;
+      const low = Math.max(xs[0], centre - (centre - min) * by), high = Math.min(xs[xs.length - 1], centre + (max - centre) * by);
+      const to = Number.isFinite(by) ? { min: low, max: high } : { min: xs[0], max: xs[xs.length - 1] };
+      for (const other of this.spec.together ? drawn.filter((d) => d.spec.together === this.spec.together) : [this]) other.u.setScale("x", to);
+    }
+  }
+
+  const redraw = () => {
+    readTheme();
+    for (const one of drawn) one.u.redraw(false, true);
+  };
+  readTheme();
+  const start = () => {
+    for (const figure of document.querySelectorAll("figure.plot")) drawn.push(new Drawing(figure));
+  };
+  addEventListener("DOMContentLoaded", start); // uPlot follows this script, and reads the ratio set above
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("beforeprint", () => { root.dataset.print = "1"; for (const d of document.querySelectorAll("details.open-on-paper")) d.open = true; redraw(); });
+  addEventListener("afterprint", () => { delete root.dataset.print; redraw(); });
+})();
