@@ -18,11 +18,11 @@ from torch import Tensor
 from preftune.config import Config
 from preftune.loss_settings import modifiers, parameters
 from preftune.losses import records
-from preftune.losses.records import WHOLE_STEP, PairLoss, ResponseLoss
+from preftune.losses.records import WHOLE_STEP, ClippedLoss, PairLoss, ResponseLoss
 from preftune.registry import LOSSES
 
-Outcome = PairLoss | ResponseLoss | Tensor
-"""What an objective returns: its loss per unit, with the rewards where it has them."""
+Outcome = PairLoss | ResponseLoss | ClippedLoss | Tensor
+"""What an objective returns: its loss per unit, with the rewards or ratios where it has them."""
 
 Records = Mapping[type, Any]
 """Records by their type."""
@@ -35,7 +35,10 @@ REFERENCE = (
     records.SequentialKL,
     records.Mismatched,
 )
-"""Records that are made of log-probs of the frozen reference."""
+"""Records that are made of log-probs of the frozen reference, which the data's own responses have once and for all."""
+
+ROLLOUTS = (records.Rollout, records.Replies)
+"""Records of what the policy writes while it trains."""
 
 
 class Argument(NamedTuple):
@@ -91,6 +94,11 @@ class Objective(NamedTuple):
         """Whether the frozen reference has to be scored."""
         return any(r in REFERENCE for r in self.units | self.given)
 
+    @property
+    def needs_rollouts(self) -> bool:
+        """Whether it learns from what the policy writes, rather than from responses of the data."""
+        return any(r in ROLLOUTS for r in self.units)
+
     def __call__(self, units: Records, step: Records) -> Outcome:
         """One loss per unit, with rewards where it has them.
 
@@ -134,7 +142,11 @@ def losses_of(outcome: Outcome) -> Float[Tensor, "unit"]:
 
 def objective(name: str, given: Mapping[str, Any], *, weight: float = 1.0) -> Objective:
     """The objective called `name`. Of `given` its own parameters go to it, the others to modifiers, which they turn on."""
-    function = LOSSES[name]
+    return bound(name, LOSSES[name], given, weight=weight)
+
+
+def bound(name: str, function: Callable[..., Outcome], given: Mapping[str, Any], *, weight: float = 1.0) -> Objective:
+    """`function` as an objective, registered or not, with its parameters out of `given`."""
     own = {p: given.get(p, default) for p, default in parameters(function).items()}
     on = []
     for modifier in modifiers(function).values():

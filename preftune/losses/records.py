@@ -133,6 +133,38 @@ class Scores(NamedTuple):
     rejected_score: Float[Tensor, "pair"]
 
 
+class Rollout(NamedTuple):
+    """Replies that the policy wrote itself, token by token (PPO). The unit is a scored token.
+
+    `old_logp` is log π_old, of the policy as it was when it wrote them; the advantage is given, without gradient.
+    """
+
+    logp: Float[Tensor, "token"]
+    old_logp: Float[Tensor, "token"]
+    advantage: Float[Tensor, "token"]
+
+
+class Replies(NamedTuple):
+    """Replies that the policy wrote itself, each judged as a whole (RLOO, GRPO). The unit is a response.
+
+    The tokens of all replies stand one after another: first the `n_tokens[0]` of the first, then those of the next.
+    """
+
+    logp: Float[Tensor, "token"]
+    old_logp: Float[Tensor, "token"]
+    ref_logp: Float[Tensor, "token"]
+    n_tokens: Int[Tensor, "response"]
+    advantage: Float[Tensor, "response"]
+
+
+class Values(NamedTuple):
+    """What a critic expects at each token of a reply, and what came (PPO with GAE). The unit is a scored token."""
+
+    value: Float[Tensor, "token"]
+    old_value: Float[Tensor, "token"]
+    returns: Float[Tensor, "token"]
+
+
 class Confidence(NamedTuple):
     """How sure the data are that the chosen is better: above 0.5, to 1. Beside a record of pairs; 1 where they do not say."""
 
@@ -194,3 +226,11 @@ class ResponseLoss(NamedTuple):
 
     loss: Float[Tensor, "unit"]
     reward: Float[Tensor, "response"]
+
+
+class ClippedLoss(NamedTuple):
+    """What an objective on rollouts returns: the loss per unit; log(π/π_old) of each token or reply, and if it is clipped."""
+
+    loss: Float[Tensor, "unit"]
+    log_ratio: Float[Tensor, "ratio"]
+    clipped: Bool[Tensor, "ratio"]

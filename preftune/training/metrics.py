@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from preftune.losses.objective import Objective, Outcome, losses_of
-from preftune.losses.records import Labels, PairLoss, Pairs, Ranked, RefPairs, ResponseLoss
+from preftune.losses.records import ClippedLoss, Labels, PairLoss, Pairs, Ranked, RefPairs, ResponseLoss
 from preftune.training.assemble import Scored
 
 Sums = dict[str, Float[Tensor, "2"]]
@@ -83,13 +83,25 @@ def measure_losses(goal: Sequence[Objective], outcomes: Sequence[tuple[Outcome, 
             continue
         outcome, record = found
         sums[name] = total(losses_of(outcome))
-        if not isinstance(outcome, Tensor) and objective is _with_rewards(goal):
+        if isinstance(outcome, ClippedLoss):
+            sums |= _ratios(outcome)
+        elif not isinstance(outcome, Tensor) and objective is _with_rewards(goal):
             sums |= _pair_rewards(outcome, record) if isinstance(outcome, PairLoss) else _response_rewards(outcome, record)
     return sums
 
 
 def _with_rewards(goal: Sequence[Objective]) -> Objective | None:
     return next((o for o in goal if o.returns in (PairLoss, ResponseLoss)), None)
+
+
+def _ratios(outcome: ClippedLoss) -> Sums:
+    """How far the policy is from where it wrote the replies: ½ log²(π/π_old) is the KL to second order."""
+    log_ratio = outcome.log_ratio
+    return {
+        "policy/clipfrac_avg": total(outcome.clipped),
+        "policy/approxkl_avg": total(0.5 * log_ratio.square()),
+        "val/ratio": total(log_ratio.exp()),
+    }
 
 
 def _pair_rewards(outcome: PairLoss, record: Any) -> Sums:
