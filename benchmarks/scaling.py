@@ -147,20 +147,31 @@ def child_data(file: str, model: str, cache: str) -> Row:
 
 
 def child_start(*settings: str) -> Row:
-    """A run up to its first training step, and that step."""
+    """A run up to its first training step, and that step, with the imports and the collector of `preftune train`."""
     lap = Laps()
+    import gc
+
+    import preftune.cli  # noqa: F401  # the command line, which imports the rest when it is needed
+
+    gc.set_threshold(100_000, 50, 100)  # as the command line does
+    lap("python and preftune's command line")
     import torch  # noqa: F401
 
-    lap("python and torch")
-    from preftune.config import Config
-    from preftune.training.job import Started, Step, run_job
+    lap("torch")
+    import transformers.modeling_utils  # noqa: F401
 
-    config = Config.load(None, list(settings))
-    lap("preftune")
+    lap("transformers")
+    from preftune.config import Config
     from preftune.model.load import open_renderer
 
+    config = Config.load(None, list(settings))
+    from preftune.api import run_job
+    from preftune.training.job import Started
+    from preftune.training.loop import Step
+
+    lap("preftune")
     open_renderer(str(config.model), max_length=MAX_LENGTH)
-    lap("transformers and tokenizer")
+    lap("tokenizer")
     for event in run_job(config):
         kind = getattr(event, "kind", "")
         if kind in ("data", "model", "reference"):

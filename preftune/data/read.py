@@ -25,7 +25,7 @@ from preftune.data.formats import Format
 from preftune.data.readers import Raw
 from preftune.data.rows import BadRow, check_prompt, check_response, kind, text_of
 from preftune.data.sources import Source, open_sources
-from preftune.data.types import Example, content_id
+from preftune.data.types import Example
 from preftune.errors import ConfigError, DataError, listing, nearest
 from preftune.files import write_atomic
 from preftune.registry import FORMATS
@@ -119,7 +119,7 @@ class _Reading:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     bad: list[dict[str, Any]] = field(default_factory=list)
-    names: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> hash of the text, place
+    names: dict[str, tuple[Example, str]] = field(default_factory=dict)  # id -> the example and its place
     repeats: dict[str, int] = field(default_factory=dict)  # id -> the number that its next repetition may get
     n_read: int = 0
     n_repeated: int = 0
@@ -130,7 +130,7 @@ class _Reading:
         rows = source.rows()
         head = list(itertools.islice(rows, _SNIFFED))
         before = self.n_read
-        name: str | None = None
+        name, read = "", None
         seen: dict[str, None] = {}
         for raw in itertools.chain(head, rows):
             if self.max_rows is not None and self.n_read >= self.max_rows:
@@ -139,8 +139,10 @@ class _Reading:
             self.n_read += 1
             if isinstance(raw.value, Mapping) and not raw.problem:
                 seen.update(dict.fromkeys(map(str, raw.value)))
-                name = name or self._detect(source, head if raw in head else [raw])
-            self._row(raw, name, source.cells)
+                if read is None:
+                    name = self._detect(source, head if raw in head else [raw])
+                    read = _format(name)
+            self._row(raw, name, read, source.cells)
         if self.n_read == before and self.max_rows != self.n_read:
             self.notes.append(f"{source.name}: no rows")
         if name:
@@ -175,17 +177,17 @@ class _Reading:
             if theirs and theirs not in found and ours not in found:
                 raise DataError(f"{source.name}: fields.{ours}={theirs}: there is no such column; {nearest(theirs, found)}")
 
-    def _row(self, raw: Raw, name: str | None, cells: bool) -> None:
+    def _row(self, raw: Raw, name: str, read: Format | None, cells: bool) -> None:
         try:
             if raw.problem:
                 raise BadRow(raw.problem)
             if isinstance(raw.value, Example):
                 example, name = _checked(raw.value), "example"
-            elif name is None or not isinstance(raw.value, Mapping):
+            elif read is None or not isinstance(raw.value, Mapping):
                 raise BadRow(f"a row must be an object with named columns, found {kind(raw.value)}")
             else:
                 row = _renamed(raw.value, self.fields) | dict(self.constants)
-                example = replace(_format(name)(_from_cells(row) if cells else row), source=raw.place)
+                example = replace(read(_from_cells(row) if cells else row), source=raw.place)
             self.examples.append(self._unique(example, raw.place))
             self.formats[name] += 1
         except BadRow as reason:
@@ -195,14 +197,13 @@ class _Reading:
 
     def _unique(self, example: Example, place: str) -> Example:
         """The example, its id made unique: the same text again gets #2, #3, …; other text under a known id is a bad row."""
-        text = content_id(example.prompt, example.responses)
-        known = self.names.get(example.id)
-        if known is None:
-            self.names[example.id] = (text, place)
+        if example.id not in self.names:
+            self.names[example.id] = (example, place)
             return example
-        if known[0] != text:
+        known, earlier = self.names[example.id]
+        if (known.prompt, known.responses) != (example.prompt, example.responses):
             raise BadRow(
-                f"the id {example.id!r} stands for another prompt or other responses at {known[1]}; give each row its own id, "
+                f"the id {example.id!r} stands for another prompt or other responses at {earlier}; give each row its own id, "
                 "or set fields.id=- to have rows named by their content"
             )
         self.n_repeated += 1
@@ -210,8 +211,9 @@ class _Reading:
         while (name := f"{example.id}#{number}") in self.names:
             number += 1
         self.repeats[example.id] = number + 1
-        self.names[name] = (text, place)
-        return replace(example, id=name)
+        named = replace(example, id=name)
+        self.names[name] = (named, place)
+        return named
 
     def finish(self, quarantine: Path | None, *, stop: bool) -> Dataset:
         """The Dataset, after the quarantine file is written; or the error that lists what is bad."""
@@ -283,6 +285,8 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
 
 def _renamed(row: Mapping[Any, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     """The row under our column names."""
+    if not fields:
+        return {str(k): v for k, v in row.items()}
     gone = {theirs for theirs in fields.values() if theirs} | {ours for ours, theirs in fields.items() if not theirs}
     kept = {str(k): v for k, v in row.items() if k not in gone}
     return kept | {ours: row[theirs] for ours, theirs in fields.items() if theirs and theirs in row}

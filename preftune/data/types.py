@@ -136,6 +136,9 @@ class Tree:
         return len(self.prompt) + sum(len(b.ids) for b in self.branches)
 
 
+_JSON = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
+
+
 def content_id(*content: object) -> str:
     """16 hex digits that name this content (text, Messages, nested tuples of them), the same on every machine."""
     return content_digest(content, size=8).hex()
@@ -143,5 +146,4 @@ def content_id(*content: object) -> str:
 
 def content_digest(content: object, *, size: int) -> bytes:
     """`size` bytes that name this content, the same on every machine."""
-    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=size).digest()
+    return hashlib.blake2b(_JSON.encode(content).encode(), digest_size=size).digest()

@@ -95,12 +95,14 @@ def run_job(config: Config, *, resume: bool = False) -> Iterator[JobEvent]:
         going_on = resume and run.config_file.exists()
         taken = run.config_file.exists()
     gc.disable()  # a start makes millions of objects that live as long as the run: walking them took a quarter of its time
+    held = gc.get_freeze_count()
     try:
         if resume and not going_on:
             yield Said("resume", f"{run.path} holds no run yet: this one starts anew")
         with term_interrupts():
             for event in _job(config, run, ranks, device, going_on):
                 if isinstance(event, Started):
+                    gc.freeze()  # what was made so far is not walked in training either
                     gc.enable()
                 if ranks.main:
                     _log(run, event)
@@ -113,6 +115,8 @@ def run_job(config: Config, *, resume: bool = False) -> Iterator[JobEvent]:
         raise
     finally:
         gc.enable()
+        if not held:  # else the caller has frozen objects of its own
+            gc.unfreeze()
 
 
 def _remove(run: Run, there: list[str], folders: list[Path]) -> None:

@@ -82,7 +82,8 @@ def _labelled(tree: Tree, goal: Sequence[Objective]) -> Tree:
         won, lost = {p.winner for p in tree.pairs}, {p.loser for p in tree.pairs}
         labels = tuple(None if (k in won) == (k in lost) else k in won for k in range(len(tree.branches)))
         tree = replace(tree, labels=labels)
-    return replace(tree, scores=_ranks(tree) if Ranked in records else ())
+    ranks = _ranks(tree) if Ranked in records else ()
+    return replace(tree, scores=ranks) if ranks or tree.scores else tree
 
 
 def _ranks(tree: Tree) -> tuple[float, ...]:
@@ -140,7 +141,9 @@ def _taking(record: type) -> list[str]:
 
 
 def _only(tree: Tree, used: Sequence[int]) -> Tree:
-    """The tree with these branches alone."""
+    """The tree with these branches alone, in order."""
+    if len(used) == len(tree.branches):
+        return tree
     new = {old: k for k, old in enumerate(used)}
     pairs = tuple(
         Pair(new[p.winner], new[p.loser], p.confidence, p.margin) for p in tree.pairs if {p.winner, p.loser} <= set(new)

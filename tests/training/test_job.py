@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ import preftune
 from preftune.config import Config
 from preftune.errors import ConfigError, ModelError, PreftuneError, StorageError
 from preftune.run import Run
+from preftune.training.job import Finished, Started, run_job
 from preftune.training.loop import Evaluated, Saved, Step
 from preftune.training.prepare import Said
 
@@ -46,6 +48,17 @@ def test_the_run_folder_has_all_that_it_should(run: Run) -> None:
 
 def test_the_report_is_the_real_one(run: Run) -> None:
     assert "<html" in run.report_file.read_text()[:200]
+
+
+def test_garbage_is_not_looked_for_at_a_start_and_nothing_stays_frozen(world: World, tmp_path: Path) -> None:
+    gc.unfreeze()  # what other tests set aside
+    events = run_job(Config.of(world.settings(tmp_path, steps=1, eval__every=0, samples__n=0)))
+    for event in events:
+        if isinstance(event, Started):
+            break
+        assert not gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000
+    assert isinstance([*events][-1], Finished) and gc.get_freeze_count() == 0
 
 
 def test_its_settings_reload_equal_and_resolved(run: Run, world: World) -> None:
