@@ -62,7 +62,7 @@ class Tables:
         n, known = len(found.preferences), len(self.difficulty)
         if n > known or n < (1 - _MOST_MISSING) * known:
             raise ConfigError(
-                f"{found.source}: {n} rows, and the difficulties are those of {known} instructions in AlpacaEval's order; for a "
+                f"{found.source}: {n} rows, and the difficulties are those of {known} instructions in their order; for a "
                 "part of them name the file of all with --instructions FILE; for prompts of your own give --own-prompts in the "
                 "place of --length-control"
             )
