@@ -164,7 +164,7 @@ def _audited(
     """What the judges say of a sample. Raises ServerError where the money did not last: the next run goes on."""
     from preftune.asking.replies import Replies
     from preftune.diagnose.audit import audited
-    from preftune.label.judge import judge_pairs, questions
+    from preftune.label.judge import judge_pairs
 
     on_start()  # one live line at a time
     with Replies(cache) as replies, askers() as who, Progress() as progress:
@@ -179,12 +179,12 @@ def _audited(
                     examples, judge, replies=replies, ledger=ledger, max_cost=max_cost,
                     on_progress=partial(progress, judge.annotator),
                 )  # fmt: skip
-                if len(made) < len(questions(examples, judge, order="both", seed=0, secret=replies.secret)):
+                if made.n_left:
                     raise ServerError(
                         f"{judge.annotator}: the audit is not whole because of --max-cost; what was answered is kept, and the "
                         "same command goes on"
                     )
-                found += made
+                found += made.judgments
             return found
 
         return audited(corpus, ask, n, seed=seed)

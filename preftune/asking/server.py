@@ -63,7 +63,8 @@ class Server:
         self.concurrency, self.retries, self.longest_wait = concurrency, retries, longest_wait
         self.n_tried_again = 0
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
-        self._client = _client(self.place, self._key or "none", timeout)
+        self._timeout = timeout
+        self._client: Any = None  # openai's, which takes half a second to import: opened for the first request
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._not_before = 0.0  # monotonic seconds: a 429 holds everybody back
@@ -79,16 +80,21 @@ class Server:
     def close(self) -> None:
         """Ends the connections; what is under way fails."""
         self._stop.set()
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
 
     def answers(self, take: Take) -> Iterator[tuple[Request, Answer | Failed]]:
-        """Each request with its answer as they come. Raises ServerError; what is under way then is given up."""
+        """Each request with its answer as they come. Raises ServerError; what is under way then is given up.
+
+        Raises ConfigError where the package that asks is not installed.
+        """
         self._stop.clear()
         came: queue.Queue[tuple[Request, Answer | Failed | BaseException]] = queue.Queue()
         n_running = 0
         try:
             while True:
                 while n_running < self.concurrency and (request := take()) is not None:
+                    self._client = self._client or _client(self.place, self._key or "none", self._timeout)
                     # daemons: when the user interrupts, nobody waits for replies that are still under way
                     threading.Thread(target=self._run, args=(request, came), daemon=True).start()
                     n_running += 1

@@ -1,6 +1,6 @@
 """A judge looks at a sample of the preferences, and its verdicts are held against the labels.
 
-    >>> judged = audited(corpus, lambda examples: judge_pairs(examples, judge, replies=replies, ledger=ledger), n=50)
+    >>> judged = audited(corpus, lambda examples: judge_pairs(examples, judge, replies=replies, ledger=ledger).judgments, n=50)
     >>> audit(replace(corpus, judged=judged)).said
     'of 50 preferences a judge stands against the label in 8.0% [3.2%, 18.8%]'
 

@@ -1,7 +1,8 @@
 """MT-Bench: two-turn questions and answers of models become the examples that a judge is shown; then the table of scores.
 
     >>> examples = dialogues(questions, {"mine": answers}, references)
-    >>> scored = judge_scores(examples, Judge(server, "gpt-4", open_template("judge_prompts.jsonl", name="single-v1")), …)
+    >>> judge = Judge(server, "gpt-4", open_template("judge_prompts.jsonl", name="single-v1"))
+    >>> scored, n_left = judge_scores(examples, judge, replies=replies, ledger=Ledger())
     >>> table(questions, [(s.example, s.score) for s in scored]).average
     8.2
 

@@ -102,7 +102,7 @@ class Job:
 
     def by_models(self, judges: Sequence[Judge]) -> Summary:
         """All judges, one after the other. Raises ServerError, DataError, StorageError; what came until then is written."""
-        known, new, wanted = self._known(), [], 0
+        known, new, n_left = self._known(), [], 0
         for judge in judges:
             name = judge.annotator
 
@@ -110,22 +110,20 @@ class Job:
                 self.on_progress(name, done, total)
 
             if judge.templates.kind == "score":
-                scored = judge_scores(
+                rated = judge_scores(
                     self.examples, judge, replies=self.replies, ledger=self.ledger, max_cost=self.max_cost, on_progress=progress
                 )
-                new += self._compared(scored, name, known)
-                wanted += sum(len(e.responses) for e in self.examples) - len(scored)
+                new += self._compared(rated.scores, name, known)
+                n_left += rated.n_left
                 continue
             with self._writing() as write:
                 made = judge_pairs(
                     self.examples, judge, replies=self.replies, ledger=self.ledger, order=self.order, seed=self.seed,
                     done=known, max_cost=self.max_cost, on_judgment=write, on_progress=progress,
                 )  # fmt: skip
-            asked = {(j.example, j.shown_order) for j in (*known, *made) if j.annotator == name}
-            secret = self.replies.secret
-            wanted += len(questions(self.examples, judge, order=self.order, seed=self.seed, secret=secret, known=asked))
-            new += made
-        return self._summary(known, new, {judge.annotator for judge in judges}, wanted)
+            new += made.judgments
+            n_left += made.n_left
+        return self._summary(known, new, {judge.annotator for judge in judges}, n_left)
 
     def by_scores(self, scored: Sequence[Scored]) -> Summary:
         """Scores that a reward model or a rule gave, compared."""

@@ -1,6 +1,6 @@
 """Judging by a language model: examples in, one judgment for each two responses and each order in which they are shown.
 
-    >>> judgments = judge_pairs(examples, judge, templates, replies=replies, ledger=Ledger())
+    >>> judgments, n_left = judge_pairs(examples, judge, replies=replies, ledger=Ledger())
     >>> judgments[0].verdict, judgments[0].p
     ('i', 0.93)
 
@@ -69,6 +69,20 @@ class Judge:
         )
 
 
+class Judged(NamedTuple):
+    """What came of asking, and how many questions were left because of the money."""
+
+    judgments: list[Judgment]
+    n_left: int
+
+
+class Rated(NamedTuple):
+    """What came of asking for scores, and how many questions were left because of the money."""
+
+    scores: list[Scored]
+    n_left: int
+
+
 class Asked(NamedTuple):
     """A question to a judge: two responses (one, for a score) of an example in the order shown."""
 
@@ -113,8 +127,8 @@ def judge_pairs(
     max_cost: float | None = None,
     on_judgment: Callable[[Judgment], None] = lambda judgment: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Judgment]:
-    """The judgments that are not among `done`, as they come.
+) -> Judged:
+    """The judgments that are not among `done`.
 
     on_judgment: told of each at once, so that it can be written down. Responses of an example are compared each with each.
     A question that is not asked because of `max_cost` has no judgment. Raises DataError, ServerError, StorageError.
@@ -122,6 +136,7 @@ def judge_pairs(
     name = judge.annotator
     known = {(j.example, j.shown_order) for j in done if j.annotator == name and j.verdict != "unscored"}
     found: list[Judgment] = []
+    n_left = 0
 
     def add(judgment: Judgment) -> None:
         found.append(judgment)
@@ -134,9 +149,11 @@ def judge_pairs(
     asked = questions(examples, judge, order=order, seed=seed, secret=replies.secret, known=known)
     for n, (index, answer, read) in enumerate(_read(asked, judge, replies, ledger, max_cost), 1):
         on_progress(n, len(asked))
-        if not isinstance(answer, Failed) or answer.asked:
+        if isinstance(answer, Failed) and not answer.asked:
+            n_left += 1
+        else:
             add(_judgment(asked[index], answer, read, name))
-    return found
+    return Judged(found, n_left)
 
 
 def judge_scores(
@@ -147,19 +164,21 @@ def judge_scores(
     ledger: Ledger,
     max_cost: float | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Scored]:
+) -> Rated:
     """The score of each response that was asked about, in the order of the examples; None where a reply holds none."""
     name = judge.annotator
     asked = questions(examples, judge, order="both", seed=0, secret=replies.secret)
     found: list[Scored | None] = [None] * len(asked)
+    n_left = 0
     for n, (index, answer, read) in enumerate(_read(asked, judge, replies, ledger, max_cost), 1):
         on_progress(n, len(asked))
         if isinstance(answer, Failed) and not answer.asked:
+            n_left += 1
             continue
         seconds = 0.0 if isinstance(answer, Failed) else answer.seconds
         one = asked[index]
         found[index] = Scored(one.example.id, one.shown[0], read.value, name, seconds, _now(), read.why)
-    return [one for one in found if one is not None]
+    return Rated([one for one in found if one is not None], n_left)
 
 
 def _read(

@@ -94,14 +94,14 @@ def test_mt_bench_scores_and_verdicts_by_recorded_judges(shared_data: Path, expe
     with Replies(tmp_path / "r.sqlite") as replies:
         with serving(TapeServer(tape(folder / "tapes/phi-3-dpo.single.tape.jsonl.gz"))) as state, Server(state.url) as server:
             judge = Judge(server, "gpt-4", open_template(prompts, name="single-v1"))
-            scored = judge_scores(single, judge, replies=replies, ledger=Ledger())
+            scored = judge_scores(single, judge, replies=replies, ledger=Ledger()).scores
         assert state.n_requests == 160
         with (
             serving(TapeServer(tape(folder / "tapes/phi-3_vs_phi-3-dpo.pair.tape.jsonl.gz"))) as state,
             Server(state.url) as server,
         ):
             judge = Judge(server, "gpt-4", open_template(prompts, name="pair-v2"))
-            judged = judge_pairs(first_turns, judge, replies=replies, ledger=Ledger())
+            judged = judge_pairs(first_turns, judge, replies=replies, ledger=Ledger()).judgments
     found, want = table(questions, [(s.example, s.score) for s in scored]), expected["mt_bench_single"]["Stefanstud+FastChat"]
     want = want["models"]["phi-3-dpo"]
     assert found.turns == (want["turn1"], want["turn2"]) and found.average == want["average"]

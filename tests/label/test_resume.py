@@ -19,7 +19,7 @@ from preftune.data.types import Judgment
 from preftune.label.judge import Judge
 from preftune.label.template import own_template
 
-SECONDS = 10.0  # of CPU; it takes about half of that, more where others keep the machine busy
+SECONDS = 5.0  # of CPU; it takes about half of that, more where others keep the machine busy
 
 
 def cpu_of_children() -> float:
