@@ -6,12 +6,15 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from preftune.cli_asking import Fields, Format, Quarantine, fields_of
-from preftune.errors import ConfigError, printable
+from preftune.errors import ConfigError, DataError, printable
+
+if TYPE_CHECKING:
+    from preftune.data.types import Judgment
 
 Judgments = Annotated[Path, typer.Argument(help="Judgments, as judge and annotate write them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
@@ -69,10 +72,9 @@ def import_data(
 
 def agree(judgments: Judgments, as_json: AsJson = False) -> None:
     """How far the annotators of a file agree, beyond chance: kappas and alpha, and what each annotator did."""
-    from preftune.data.judgments import read_judgments
     from preftune.label.agree import agreement
 
-    found = agreement(read_judgments(judgments))
+    found = agreement(_judgments(judgments))
     print_found(found.as_dict(), found.as_text(), as_json)
 
 
@@ -97,7 +99,6 @@ def pairs(
     as_json: AsJson = False,
 ) -> None:
     """Turn judgments into training data: who wins and how sure that is, with an account of what was left out."""
-    from preftune.data.judgments import read_judgments
     from preftune.data.pairs import labels as labelled
     from preftune.data.pairs import preferences
     from preftune.data.read import read_examples
@@ -113,7 +114,7 @@ def pairs(
     source = read_examples(data or judged_file(judgments))
     for line in source.notes:
         say(line)
-    verdicts = read_judgments(judgments)
+    verdicts = _judgments(judgments)
     if labels:
         found = labelled(source.examples, verdicts, min_annotators=min_annotators, balance=balance, seed=seed)
     else:
@@ -128,6 +129,17 @@ def pairs(
         write_examples(held_out, held)
         counts[f"examples in {held_out}"] = len(held)
     print_counts(counts, as_json)
+
+
+def _judgments(file: Path) -> list[Judgment]:
+    """What the file holds. Raises DataError where that is nothing: a wrong file must not look like one without agreement."""
+    from preftune.data.judgments import read_judgments
+
+    found = read_judgments(file)
+    if not found:
+        cut = " (one line without its end, as a crash leaves it)" if file.stat().st_size else ""
+        raise DataError(f"{file}: no judgments in it{cut}; expected lines as preftune judge and preftune annotate write them")
+    return found
 
 
 VERBS: dict[str, Callable[..., None]] = {"import": import_data, "agree": agree, "pairs": pairs}

@@ -34,6 +34,17 @@ def test_agree_prints_figures_for_people_and_for_scripts(judged: tuple[Path, Pat
     assert {"alpha", "fleiss", "annotators", "n_units"} < set(found)
 
 
+@pytest.mark.parametrize(
+    ("held", "why"), [("", "no judgments in it; expected"), ('{"example": "e0"', "one line without its end")]
+)
+def test_a_file_without_judgments_is_no_result(judged: tuple[Path, Path], tmp_path: Path, held: str, why: str) -> None:
+    (empty := tmp_path / "empty.jsonl").write_text(held)
+    for words in (["agree", empty, "--json"], ["pairs", empty, "--data", judged[0], "--out", tmp_path / "none.jsonl"]):
+        left = cli(*words)
+        assert left.code == 2 and not left.out and why in left.err and str(empty) in left.err
+    assert not (tmp_path / "none.jsonl").exists()
+
+
 def test_pairs_of_judgments_train(judged: tuple[Path, Path], world: World, tmp_path: Path) -> None:
     data, judgments = judged
     out, held = tmp_path / "pairs.jsonl", tmp_path / "held.jsonl"
