@@ -28,8 +28,8 @@ from preftune.demo.story import (
     Measured,
     Size,
     collect,
-    divergence,
     dpo_settings,
+    kl_from,
     make_base,
     measure,
     sft_settings,
@@ -38,6 +38,7 @@ from preftune.demo.story import (
 from preftune.demo.world import World
 from preftune.errors import ConfigError, TrainingError
 from preftune.evaluate.estimate import Estimate, mean, win_rate
+from preftune.evaluate.samples import looks
 from preftune.files import make_folder, write_atomic
 from preftune.model.load import quiet_transformers
 from preftune.run import Run
@@ -111,7 +112,7 @@ def train(made: Made, name: str, settings: Mapping[str, Any], data: Path) -> Row
 def of_policy(made: Made, run: Run) -> Row:
     """What true reward, reference and replies say of a trained model; an estimate is [value, low, high]."""
     after = measure(run, made.unseen, made.size, made.seed + 1)
-    kl = divergence(run, made.sft, after)
+    kl = kl_from(made.sft, run, after)
     return {
         "win_rate": _triple(win_rate(after.rewards(), made.before.rewards())),
         "kl": _triple(kl.per_response),
@@ -122,11 +123,11 @@ def of_policy(made: Made, run: Run) -> Row:
 
 def of_replies(measured: Measured) -> Row:
     """True reward, length and kind of a model's replies."""
-    ended = [[float(r.ended) for r in replies] for replies in measured.replies]
+    seen = looks(measured.answers)
     return {
         "reward": _triple(mean(measured.rewards())),
-        "tokens": _triple(measured.length()),
-        "ended": _triple(mean(ended)),
+        "tokens": _triple(seen.tokens),
+        "ended": _triple(seen.ended),
         "malformed": _triple(measured.share("malformed")),
     }
 

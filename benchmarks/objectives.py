@@ -150,7 +150,7 @@ def row_of(made: Made, name: str, files: dict[str, Path], words: Sequence[str] =
 
 def of_reward_model(made: Made, run: Run) -> Row:
     """How often the reward model prefers the truly better of two replies to an unseen prompt, and of how many pairs."""
-    examples = [replace(e, responses=tuple(t)) for e, t in zip(made.unseen, made.before.texts, strict=True)]
+    examples = [replace(e, responses=tuple(t)) for e, t in zip(made.unseen, made.before.answers.texts, strict=True)]
     scores = {(s.example, s.response): s.score for s in score_by_reward(examples, str(run.model))}
     right = []
     for example, truth in zip(examples, made.before.rewards(), strict=True):

@@ -9,11 +9,12 @@ r(x, y) = β · (log π(y|x) − log π_ref(y|x)) is the reward that a DPO-train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from preftune.config import Config
 from preftune.data.read import read_examples
@@ -23,7 +24,7 @@ from preftune.engine.policy import Policy
 from preftune.engine.score import Logps, logps_of_all
 from preftune.errors import ConfigError
 from preftune.losses.objective import goal_of
-from preftune.model.device import pick_device, precision_of
+from preftune.model.device import Precision, pick_device, precision_of
 from preftune.model.load import check_vocabulary, load_model, open_renderer, quiet_transformers, resolve
 from preftune.run import Run
 
@@ -66,12 +67,13 @@ def score(
     trees = build_trees(source.examples, renderer)
     for line in (*source.notes, *renderer.report.lines()):
         note(line)
-    total = len(trees) * (1 if reference is None else 2)
+    total, where = len(trees) * (1 if reference is None else 2), pick_device(device)
+    kind = precision_of(precision, where)
 
     def logps(which: str | Path, done: int) -> list[Logps]:
-        scorer = _scorer(resolve(which), renderer.tokenizer, trees, precision, device, note)
+        policy = scorer(resolve(which), renderer.tokenizer, trees, kind, where, note)
         count = None if on_progress is None else lambda n: on_progress(done + n, total)
-        return logps_of_all(scorer, trees, tokens_per_microbatch, on_progress=count)
+        return logps_of_all(policy, trees, tokens_per_microbatch, on_progress=count)
 
     yield from _rows(trees, logps(model, 0), None if reference is None else logps(reference, len(trees)), beta)
 
@@ -102,14 +104,13 @@ def _of_run(
     return reference or config.reference or config.model, config.loss_parameters.get("beta") if beta is None else beta, length
 
 
-def _scorer(
-    folder: Path, tokenizer: Any, trees: list[Tree], precision: str, device: str, note: Callable[[str], None]
+def scorer(
+    folder: Path, tokenizer: Any, trees: Sequence[Tree], precision: Precision, device: torch.device, note: Callable[[str], None]
 ) -> Policy:
-    where = pick_device(device)
-    kind = precision_of(precision, where)
-    model = load_model(folder, dtype=kind.weights).to(where)
+    """The model of a folder, scored by the path that was measured exact on `trees`. Raises ModelError."""
+    model = load_model(folder, dtype=precision.weights).to(device)
     check_vocabulary(model, tokenizer, folder)
-    policy = Policy.choose(model, trees, autocast=kind.autocast)
+    policy = Policy.choose(model, trees, autocast=precision.autocast)
     note(f"{folder}: {policy.path.why}")
     return policy
 

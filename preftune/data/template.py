@@ -163,6 +163,13 @@ class Renderer:
         """Text of a reply, without special tokens."""
         return self._codec.text(list(map(int, ids)), skip_special_tokens=True)
 
+    def pieces(self, prompt: NDArray[np.int32], reply: NDArray[np.int32]) -> list[str]:
+        """The text that each token of a reply adds, control tokens too; "" for one that only begins a character."""
+        found: list[str] = []
+        for piece, n_tokens in self._added(prompt.tolist(), reply.tolist()):
+            found += [""] * (n_tokens - 1) + [piece]
+        return found
+
     def render(self, item: Example | Tree) -> str:
         """The item with its scored tokens marked, or why it is dropped."""
         if isinstance(item, Tree):
@@ -314,12 +321,19 @@ class Renderer:
 
     def _pieces(self, prompt: list[int], branch: Branch) -> Iterator[tuple[str, bool]]:
         """Text that each token of the branch adds, and whether it is scored; tokens that share a character come as one."""
-        ids, start, done = prompt + branch.ids.tolist(), len(prompt) - 1, len(prompt)
+        done = 0
+        for piece, n_tokens in self._added(prompt, branch.ids.tolist()):
+            done += n_tokens
+            yield piece, bool(branch.scored[done - 1])
+
+    def _added(self, prompt: list[int], reply: list[int]) -> Iterator[tuple[str, int]]:
+        """Text that is added by one token, or by several that share a character, and how many they are."""
+        ids, start, done = prompt + reply, len(prompt) - 1, len(prompt)
         for end in range(len(prompt) + 1, len(ids) + 1):
             text, before = self._codec.text(ids[start:end]), self._codec.text(ids[start:done])
             if text.endswith("\ufffd") and end < len(ids):
                 continue
-            yield text[len(before) :], bool(branch.scored[end - 1 - len(prompt)])
+            yield text[len(before) :], end - done
             start, done = done, end
 
 

@@ -13,12 +13,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,7 +26,6 @@ from rich.table import Table
 from preftune.api import train
 from preftune.data.judgments import append_judgments
 from preftune.data.pairs import preferences
-from preftune.data.template import Renderer
 from preftune.data.types import Example, Judgment
 from preftune.data.write import plain, write_examples
 from preftune.demo.rubric import Grade, grade, plain_text, reward
@@ -34,10 +33,14 @@ from preftune.demo.world import World, build_tokenizer
 from preftune.diagnose.check import inspect
 from preftune.engine.policy import Policy
 from preftune.errors import StorageError
-from preftune.evaluate.estimate import Estimate, mean, win_rate
-from preftune.evaluate.kl import KL, kl_on_samples, trees_of
-from preftune.files import append_lines, make_folder, storage, write_atomic
-from preftune.generate import Reply, Sampling, sample
+from preftune.evaluate import samples
+from preftune.evaluate.estimate import Estimate, mean, shares
+from preftune.evaluate.kl import KL, divergence, trees_of
+from preftune.evaluate.record import Evaluation, Figure
+from preftune.evaluate.samples import Drawn, draw
+from preftune.evaluate.wins import counted
+from preftune.files import append_lines, json_line, make_folder, storage, write_atomic
+from preftune.generate import Sampling
 from preftune.label.rule import label_by_rule
 from preftune.model.load import load_model, open_renderer, quiet_transformers
 from preftune.report.page import write_report
@@ -67,9 +70,7 @@ LABEL_NOISE = 1.0  # temperature of the Bradley-Terry draw, in units of the rewa
 class Measured(NamedTuple):
     """A model on the held-out prompts."""
 
-    prompts: list[NDArray[np.int32]]
-    replies: list[list[Reply]]
-    texts: list[list[str]]
+    answers: Drawn
     grades: list[list[Grade]]
 
     def rewards(self) -> list[list[float]]:
@@ -79,10 +80,6 @@ class Measured(NamedTuple):
     def share(self, name: str) -> Estimate:
         """How many replies have this property of a Grade."""
         return mean([[float(getattr(g, name)) for g in grades] for grades in self.grades])
-
-    def length(self) -> Estimate:
-        """Tokens of a reply."""
-        return mean([[float(len(r.ids)) for r in replies] for replies in self.replies])
 
 
 def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
@@ -119,7 +116,7 @@ def tell(out: Path, *, size: Size = FULL, seed: int = 0) -> int:
     say("6  Did it work?", f"{size.eval_prompts} complaints about items that no preference mentioned")
     unseen = world.prompts(size.eval_prompts, split="eval")
     before, after = (measure(run, unseen, size, seed + 1) for run in (sft, dpo))
-    told = _Told(out, sft, dpo, unseen, before, after)
+    told = _Told(out, size, seed + 1, sft, dpo, unseen, before, after)
     worked = _verdict(console, told)
     console.print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Report: {dpo.report_file}")
     _print_next(console, told)
@@ -190,10 +187,8 @@ def dpo_settings(sft: Run, data: Path, out: Path, size: Size, seed: int) -> dict
 def collect(run: Run, world: World, size: Size, seed: int) -> list[Example]:
     """Each train prompt with the model's own replies; empty ones and those about a held-out item are left out, and counted."""
     prompts = world.prompts(size.prompts, split="train")
-    renderer, _, replies = _replies(run, prompts, size, seed)
     examples, n_kept = [], 0
-    for prompt, answers in zip(prompts, replies, strict=True):
-        decoded = [renderer.decode(r.ids) for r in answers]
+    for prompt, decoded in zip(prompts, _answers(run, prompts, size, seed).texts, strict=True):
         texts = tuple(text for text in decoded if text.strip() and not world.speaks_of_held_out(text))
         n_kept += len(texts)
         if len(texts) > 1:
@@ -205,33 +200,35 @@ def collect(run: Run, world: World, size: Size, seed: int) -> list[Example]:
 
 def measure(run: Run, prompts: Sequence[Example], size: Size, seed: int) -> Measured:
     """Replies of a run's model to `prompts`, graded by the true reward."""
-    renderer, ids, replies = _replies(run, prompts, size, seed)
-    texts = [[renderer.decode(r.ids) for r in answers] for answers in replies]
-    grades = [[grade(e.prompt, text) for text in row] for e, row in zip(prompts, texts, strict=True)]
-    return Measured(ids, replies, texts, grades)
+    answers = _answers(run, prompts, size, seed)
+    grades = [[grade(e.prompt, text) for text in row] for e, row in zip(prompts, answers.texts, strict=True)]
+    return Measured(answers, grades)
 
 
-def divergence(run: Run, reference: Run, measured: Measured) -> KL:
+def kl_from(reference: Run, run: Run, measured: Measured) -> KL:
     """KL of the run's model from the reference's, on the run's own replies."""
-    trees = trees_of(measured.prompts, measured.replies)
+    trees = trees_of(measured.answers.prompts, measured.answers.replies)
     policy, frozen = (Policy.choose(load_model(r.model), trees) for r in (run, reference))
-    return kl_on_samples(policy, frozen, trees)
+    return divergence(policy, frozen, trees)
 
 
-def _replies(
-    run: Run, prompts: Sequence[Example], size: Size, seed: int
-) -> tuple[Renderer, list[NDArray[np.int32]], list[list[Reply]]]:
-    """The run's way with text, the prompts as ids, and replies to them drawn at temperature 1."""
+def _answers(run: Run, prompts: Sequence[Example], size: Size, seed: int) -> Drawn:
+    """Replies of the run's model, drawn at temperature 1."""
     renderer = open_renderer(run.model)
     ids = [renderer.prompt_ids(e.prompt) for e in prompts]
-    sampling = Sampling(n=size.replies, max_tokens=size.max_tokens, seed=seed)
-    return renderer, ids, sample(load_model(run.model), ids, sampling, stop_ids=renderer.stop_ids, pad_id=renderer.end_of_turn)
+    return draw(load_model(run.model), renderer, ids, _sampling(size, seed))
+
+
+def _sampling(size: Size, seed: int) -> Sampling:
+    return Sampling(n=size.replies, max_tokens=size.max_tokens, seed=seed)
 
 
 class _Told(NamedTuple):
     """What the demo made, for its last page."""
 
     out: Path
+    size: Size
+    seed: int
     sft: Run
     dpo: Run
     prompts: list[Example]
@@ -241,51 +238,67 @@ class _Told(NamedTuple):
 
 def _verdict(console: Console, told: _Told) -> bool:
     """Compares the two models, writes evaluation and report, prints both, and says whether alignment worked."""
-    before, after = told.before, told.after
-    kl = divergence(told.dpo, told.sft, after)
-    wins = win_rate(after.rewards(), before.rewards())
+    found = evaluation(told)
+    told.dpo.write_json(told.dpo.evaluation_file, found.as_dict())
+    write_report(told.dpo)
+    _print_table(console, found)
+    _print_samples(console, told)
+    console.print(f"\n[bold {'green' if found.worked else 'red'}]{found.verdict}[/]")
+    return bool(found.worked)
+
+
+def evaluation(told: _Told) -> Evaluation:
+    """What the true reward, the reference and the replies say; answers.jsonl is written on the way."""
+    before, after, sampling = told.before, told.after, _sampling(told.size, told.seed)
+    kl = kl_from(told.sft, told.dpo, after)
+    renderer = open_renderer(told.dpo.model)
+    answers = samples.rows(told.prompts, renderer, after.answers, before.answers, kl)
+    preferred = shares(after.rewards(), before.rewards())
+    write_atomic(
+        told.dpo.answers_file,
+        "".join(json_line(row | {"preference": p}) for row, p in zip(answers, preferred, strict=True)),
+    )
+    measured = samples.record(after.answers, before.answers, kl, sampling, beta=BETA)
     gain = mean([[sum(a) / len(a) - sum(b) / len(b)] for a, b in zip(after.rewards(), before.rewards(), strict=True)])
-    rows: list[tuple[str, Estimate | None, Estimate]] = [
-        ("true reward", mean(before.rewards()), mean(after.rewards())),
-        *(
-            (name.replace("_", " "), before.share(name), after.share(name))
-            for name in ("right_fix", "apology", "rude", "malformed")
+    wins = counted(
+        preferred,
+        judge="the true reward",
+        against="the SFT model",
+        tokens=measured.policy.tokens.value,
+        tokens_base=measured.reference.tokens.value if measured.reference else None,
+    )
+    worked = gain.low > 0 and wins.win_rate.low > 50
+    return Evaluation(
+        policy=str(told.dpo.path),
+        against=str(told.sft.path),
+        beta=BETA,
+        objective="dpo",
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        verdict=_sentence(told, worked, gain, wins.win_rate),
+        worked=worked,
+        samples=measured,
+        wins=(wins,),
+        figures=(
+            Figure("true reward", mean(after.rewards()), mean(before.rewards())),
+            *(Figure(name.replace("_", " "), after.share(name), before.share(name)) for name in _SHARES),
         ),
-        ("tokens a reply", before.length(), after.length()),
-        ("win rate over SFT", None, wins),
-        ("KL from SFT, nats a reply", None, kl.per_response),
-        ("KL from SFT, nats a token", None, kl.per_token),
-    ]
-    worked = gain.low > 0 and wins.low > 0.5
+    )
+
+
+def _sentence(told: _Told, worked: bool, gain: Estimate, wins: Estimate) -> str:
+    before, after = (mean(m.rewards()).value for m in (told.before, told.after))
     verdict = (
         f"{'Alignment worked' if worked else 'Alignment did NOT work'}: on unseen items the true reward went from "
-        f"{mean(before.rewards()).value:.2f} to {mean(after.rewards()).value:.2f}, a gain of {gain} (95 % CI), "
-        f"and replies beat the SFT model's in {wins.value:.1%} [{wins.low:.1%}, {wins.high:.1%}] of comparisons."
+        f"{before:.2f} to {after:.2f}, a gain of {gain} (95 % CI), "
+        f"and replies beat the SFT model's in {wins.value:.1f} % [{wins.low:.1f}, {wins.high:.1f}] of comparisons."
     )
-    cost, was = after.share("malformed"), before.share("malformed")
+    cost, was = told.after.share("malformed"), told.before.share("malformed")
     if cost.low > was.high:
         verdict += (
             f" It had a price: malformed replies went from {was.value:.0%} to {cost.value:.0%}, since offline preferences push "
             "the model to where it has no samples; a larger loss.beta or fresh samples from the new model lower that."
         )
-    _write_evaluation(told, verdict, worked, rows)
-    write_report(told.dpo)
-    _print_table(console, rows)
-    _print_samples(console, told)
-    console.print(f"\n[bold {'green' if worked else 'red'}]{verdict}[/]")
-    return worked
-
-
-def _write_evaluation(told: _Told, verdict: str, worked: bool, rows: list[tuple[str, Estimate | None, Estimate]]) -> None:
-    table = [
-        {"name": name, "value": new.value, "low": new.low, "high": new.high} | ({"before": old.value} if old else {})
-        for name, old, new in rows
-    ]
-    samples = [
-        {"prompt": plain(e.prompt), "before": b[0], "after": a[0]}
-        for e, b, a in zip(told.prompts[:6], told.before.texts, told.after.texts, strict=False)
-    ]
-    told.dpo.write_json(told.dpo.evaluation_file, {"verdict": verdict, "worked": worked, "rows": table, "samples": samples})
+    return verdict
 
 
 def _print_next(console: Console, told: _Told) -> None:
@@ -300,7 +313,16 @@ def _print_next(console: Console, told: _Told) -> None:
     console.print("  preftune train model=YOUR_MODEL data=YOUR_PAIRS.jsonl out=runs/mine")
 
 
-def _print_table(console: Console, rows: list[tuple[str, Estimate | None, Estimate]]) -> None:
+def _print_table(console: Console, found: Evaluation) -> None:
+    assert found.samples is not None and found.samples.kl_per_response is not None and found.samples.kl_per_token is not None
+    assert found.samples.reference is not None
+    rows: list[tuple[str, Estimate | None, Estimate]] = [
+        *((figure.name, figure.before, figure.value) for figure in found.figures),
+        ("tokens a reply", found.samples.reference.tokens, found.samples.policy.tokens),
+        ("win rate over SFT, %", None, found.wins[0].win_rate),
+        ("KL from SFT, nats a reply", None, found.samples.kl_per_response),
+        ("KL from SFT, nats a token", None, found.samples.kl_per_token),
+    ]
     table = Table(title="On complaints about items that no preference mentioned (95 % intervals, clustered by prompt)")
     for name in ("", "SFT", "after DPO"):
         table.add_column(name, justify="left" if not name else "right")
@@ -310,7 +332,7 @@ def _print_table(console: Console, rows: list[tuple[str, Estimate | None, Estima
 
 
 def _print_samples(console: Console, told: _Told) -> None:
-    for e, b, a in list(zip(told.prompts, told.before.texts, told.after.texts, strict=True))[:3]:
+    for e, b, a in list(zip(told.prompts, told.before.answers.texts, told.after.answers.texts, strict=True))[:3]:
         console.print(f"\n[bold]customer[/]  {escape(plain_text(e.prompt))}")
         console.print(f"[dim]before[/]    {escape(b[0])}")
         console.print(f"[green]after[/]     {escape(a[0])}")

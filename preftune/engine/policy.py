@@ -75,13 +75,11 @@ class Policy(nn.Module):
         Rows of very different width are read in several passes, so that what is read is little more than the tokens that the
         planner counts; `as_packed`: in one, so that a measurement sees all the padding.
 
-        beside: functions of the distributions at the scored tokens; with n of them the result is [1 + n, S]. Raises ModelError
-        where the path has no head of ours.
+        beside: functions of the distributions at the scored tokens; with n of them the result is [1 + n, S].
         """
         if beside:
             found = self.predictions(batch)
-            logps = token_logps(found.hidden, found.weight, batch.target, bias=found.bias, shape=found.shape)
-            return torch.stack([logps, *(function(found) for function in beside)])
+            return torch.stack([_token_logps(found, batch.target), *(function(found) for function in beside)])
         if self.path.alone or self._rotations_differ(batch):
             return torch.cat([self._logps(alone(batch, response)) for response in range(batch.n_responses)])
         if self.path.layout == "rows" and not as_packed and len(groups := even_rows(batch)) > 1:
@@ -96,26 +94,23 @@ class Policy(nn.Module):
         return longest > self._longest_together
 
     def predictions(self, batch: Batch) -> Predictions:
-        """The distributions at the scored tokens. Raises ModelError where the path has no head of ours, or reads parts."""
-        if self.path.head == "model" or self.path.alone or self._rotations_differ(batch):
-            raise ModelError(
-                f"the objective needs whole distributions over the next token, which this path does not give: {self.path.why}"
-            )
-        return self._predictions(batch)
+        """The distributions at the scored tokens, in the batch's order."""
+        if not (self.path.alone or self._rotations_differ(batch)):
+            return self._predictions(batch)
+        parts = [self._predictions(alone(batch, response)) for response in range(batch.n_responses)]
+        return parts[0]._replace(hidden=torch.cat([part.hidden for part in parts]))
 
     def _predictions(self, batch: Batch) -> Predictions:
         with self._casting():
+            if self.path.head == "model":
+                logits = self.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
+                return Predictions(logits.flatten(0, 1).index_select(0, batch.source), None, None, HeadShape())
             hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.source)
         head = plain(self.model).get_output_embeddings()
         return Predictions(hidden, head.weight, head.bias, self.head_shape)
 
     def _logps(self, batch: Batch) -> Float[Tensor, "S"]:
-        if self.path.head == "model":
-            with self._casting():
-                return self._model_logps(batch)
-        found = self._predictions(batch)
-        # outside autocast: the head decides its own precision
-        return token_logps(found.hidden, found.weight, batch.target, bias=found.bias, shape=found.shape)
+        return _token_logps(self._predictions(batch), batch.target)
 
     def _casting(self) -> AbstractContextManager[object]:
         return torch.autocast(next(self.parameters()).device.type, self.autocast) if self.autocast else nullcontext()
@@ -128,13 +123,6 @@ class Policy(nn.Module):
             out = body(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
         hidden: Tensor = out.last_hidden_state
         return hidden.to(self.autocast) if self.autocast else hidden
-
-    def _model_logps(self, batch: Batch) -> Float[Tensor, "S"]:
-        logits = self.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
-        chosen = logits.flatten(0, 1).index_select(0, batch.source)
-        chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
-        logps: Tensor = chosen.log_softmax(-1).gather(1, batch.target[:, None])[:, 0]
-        return logps
 
     def pack(self, trees: Sequence[Tree]) -> Batch:
         """Trees in the layout of this policy's path, on its device."""
@@ -182,6 +170,14 @@ class Policy(nn.Module):
 
 
 _DEFINITION = Path("rows", "model", alone=True)
+
+
+def _token_logps(found: Predictions, target: Int[Tensor, "S"]) -> Float[Tensor, "S"]:
+    """Log-prob of each target; outside autocast, since the head decides its own precision."""
+    if found.weight is not None:
+        return token_logps(found.hidden, found.weight, target, bias=found.bias, shape=found.shape)
+    logits = found.hidden.to(torch.promote_types(found.hidden.dtype, torch.float32))
+    return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
 
 
 def tolerance(logps: Float[Tensor, "S"], computed_in: torch.dtype) -> float:

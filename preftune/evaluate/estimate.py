@@ -1,6 +1,7 @@
 """A number with its 95 % confidence interval, where several values belong to one prompt.
 
     mean        of values that are about symmetric, and of few prompts too: t · sd / √(number of prompts)
+    ratio       of two sums, such as nats over tokens, in the same way
     wilson      a share of independent cases, such as right and wrong: an interval that never leaves 0 to 1
     bootstrap   a mean of values that are nothing like symmetric, by drawing the prompts anew
 
@@ -43,16 +44,35 @@ def mean(values: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(centre, centre - float(half), centre + float(half), n)
 
 
-def win_rate(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Estimate:
-    """How often a reply of ours scores higher than one of theirs to the same prompt; a tie counts one half.
+def ratio(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Estimate:
+    """Sum of `above` over sum of `below`, both [prompt][value], such as nats over tokens.
+
+    The interval is that of the prompts' residuals, above − ratio · below (Cochran 1977, section 6.4).
+    """
+    tops, bottoms = (np.array([np.sum(v) for v in values], np.float64) for values in (above, below))
+    if not bottoms.sum():
+        return Estimate(math.nan, math.nan, math.nan, len(bottoms))
+    centre = float(tops.sum() / bottoms.sum())
+    residuals = (tops - centre * bottoms) / bottoms.mean()
+    around = mean([[float(r)] for r in residuals])
+    return Estimate(centre, centre + around.low - around.value, centre + around.high - around.value, around.n)
+
+
+def shares(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> list[float]:
+    """[prompt] how often a reply of ours scores higher than one of theirs to the same prompt; a tie counts one half.
 
     ours, theirs: [prompt][reply] scores. Every reply of one side meets every reply of the other.
     """
-    table = []
+    found = []
     for a, b in zip(ours, theirs, strict=True):
         difference = np.subtract.outer(np.asarray(a, np.float64), np.asarray(b, np.float64))
-        table.append([float(np.where(difference > 0, 1.0, np.where(difference < 0, 0.0, 0.5)).mean())])
-    return mean(table)
+        found.append(float(np.where(difference > 0, 1.0, np.where(difference < 0, 0.0, 0.5)).mean()))
+    return found
+
+
+def win_rate(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Estimate:
+    """The mean of `shares`, a fraction."""
+    return mean([[share] for share in shares(ours, theirs)])
 
 
 def wilson(n_right: float, n: int) -> Estimate:

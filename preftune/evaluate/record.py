@@ -21,12 +21,15 @@ from preftune.evaluate.estimate import Estimate
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs whose predicted probability, σ(margin), lies from `low` to `high`. `observed.n` counts them."""
+    """Pairs whose predicted probability lies from `low` to `high`: σ(|margin|), of the response that the policy prefers.
+
+    `observed.n` counts them.
+    """
 
     low: float
     high: float
-    predicted: float  # mean of σ(margin)
-    observed: Estimate  # how often the chosen response is the one that people chose: Wilson's interval
+    predicted: float  # mean of σ(|margin|)
+    observed: Estimate  # how often people preferred that response too: Wilson's interval
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Samples:
     max_tokens: int
     seed: int
     kl_per_response: Estimate | None  # KL(policy‖reference)
-    kl_per_token: Estimate | None  # its sum over the responses of a prompt, by their tokens
+    kl_per_token: Estimate | None  # the same over all tokens, by their number
     implicit_reward: Estimate | None  # β · log π/π_ref
     policy: Answers
     reference: Answers | None

@@ -10,12 +10,13 @@ file of the run that is missing or cannot be read is said to be so, in its place
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from preftune.errors import PreftuneError
-from preftune.files import write_atomic
+from preftune.evaluate.record import Evaluation
+from preftune.files import read_jsonl, write_atomic
 from preftune.report.curves import Curve, curves, series
 from preftune.report.text import dicts, flat, number, text
 from preftune.run import Run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _TEMPLATE = "page.html.jinja"
+_SHOWN = 6  # answers of an evaluation, where training recorded none
 _T = TypeVar("_T")
 
 FIGURES = {
@@ -118,13 +120,14 @@ def read(run: Run) -> Page:
         return content
 
     metrics = [m for m in part("metrics", run.metrics_file, run.metrics, list) if isinstance(m, dict)]
-    evaluation = part("evaluation", run.evaluation_file, lambda: run.read_json(run.evaluation_file), dict)
+    evaluation = part("evaluation", run.evaluation_file, lambda: _evaluation(run), dict)
     recorded = part("samples", run.samples_file, run.samples, list)
     return Page(
         title=run.path.resolve().name,
         verdict=text(evaluation.get("verdict", "")),
-        figures=[_figure(row) for row in dicts(evaluation.get("rows"))],
-        samples=_samples(dicts(recorded)) or _compared(dicts(evaluation.get("samples"))),
+        figures=[_figure(*row) for row in _measured(evaluation)],
+        samples=_samples(dicts(recorded))
+        or _compared(_content(run.answers_file, lambda: read_jsonl(run.answers_file), list)[0]),
         curves=curves(metrics),
         changes=_changes(metrics),
         data=flat(part("data", run.data_file, lambda: run.read_json(run.data_file), dict)),
@@ -163,11 +166,29 @@ def _changes(metrics: Sequence[Mapping[str, Any]]) -> list[Change]:
     return changes
 
 
-def _figure(row: Mapping[str, Any]) -> Figure:
-    low, high = row.get("low"), row.get("high")
+def _evaluation(run: Run) -> dict[str, Any]:
+    """The content of evaluation.json. Raises StorageError where it is no evaluation."""
+    return Evaluation.of(run.read_json(run.evaluation_file), str(run.evaluation_file)).as_dict()
+
+
+def _measured(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, estimate, and the same before, of what a table of the evaluation shows."""
+    for figure in evaluation.get("figures", ()):
+        yield figure["name"], figure["value"], figure["before"]
+    for wins in evaluation.get("wins", ()):
+        yield f"win rate against {wins['against']} by {wins['judge']}, percent", wins["win_rate"], None
+    held_out, samples = evaluation.get("held_out"), evaluation.get("samples")
+    if held_out:
+        yield "accuracy on held-out pairs", held_out["accuracy"], None
+    if samples:
+        yield "KL from the reference, nats per response", samples["kl_per_response"], None
+        yield "tokens of an answer", samples["policy"]["tokens"], (samples["reference"] or {}).get("tokens")
+
+
+def _figure(name: str, found: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> Figure:
+    value, low, high = ((found or {}).get(part) for part in ("value", "low", "high"))
     interval = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
-    before = number(row["before"]) if row.get("before") is not None else ""
-    return Figure(text(row.get("name", "")), before, number(row.get("value", "")), interval)
+    return Figure(name, "" if before is None else number(before["value"]), "" if value is None else number(value), interval)
 
 
 def _samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
@@ -185,9 +206,11 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
     return found
 
 
-def _compared(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
-    """Samples of an evaluation: rows with `prompt`, `before` and `after`."""
-    return [
-        Sample(text(row.get("prompt", "")), *(text(row[when]) if when in row else None for when in ("before", "after")))
-        for row in rows
-    ]
+def _compared(rows: Sequence[Any]) -> list[Sample]:
+    """The first answers that an evaluation compared."""
+
+    def first(row: Mapping[str, Any], side: str) -> str | None:
+        said = dicts(row.get(side))
+        return text(said[0].get("text", "")) if said else None
+
+    return [Sample(text(row.get("prompt", "")), first(row, "reference"), first(row, "policy")) for row in dicts(rows)[:_SHOWN]]

@@ -41,6 +41,11 @@ class Scored:
         self._beside = beside or {}
 
     @property
+    def has_reference(self) -> bool:
+        """Whether the log-probs of a reference are there."""
+        return self._ref_logps is not None
+
+    @property
     def ref_logps(self) -> Float[Tensor, "S"]:
         """Log-probs of the frozen reference in the dtype of the policy's."""
         assert self._ref_logps is not None, "the objective needs a reference"

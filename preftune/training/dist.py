@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as td
 from jaxtyping import Shaped
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,14 @@ class Ranks:
         received = [torch.empty_like(sent) for _ in sizes]
         td.all_gather(received, sent)
         return [r[:size].to(values.dtype) for r, size in zip(received, sizes, strict=True)]
+
+    def gather_items(self, items: Sequence[Item]) -> list[Item]:
+        """The items of all ranks, in the order of ranks, on every rank: for texts and other small things."""
+        if self.world == 1:
+            return list(items)
+        found: list[Any] = [None] * self.world
+        td.all_gather_object(found, list(items))
+        return [item for part in found for item in part]
 
     def barrier(self) -> None:
         """Waits for all ranks."""

@@ -117,19 +117,28 @@ def _same_folder(a: str, b: str) -> bool:
     return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
 
 
-def read_data(config: Config, renderer: Renderer, goal: Goal) -> Data:
-    """Rows to Trees: read, split by prompt, tokenized, and reduced to what the objective uses. Raises DataError."""
+class Split(NamedTuple):
+    """The examples of a run on their two sides."""
+
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+    sources: dict[str, Dataset]  # by the setting that names them
+    notes: list[Said]
+
+
+def read_split(config: Config) -> Split:
+    """Rows read and split by prompt. Raises DataError."""
     assert config.data is not None
     quarantine = Path(config.quarantine) if config.quarantine else None
     source = read_examples(config.data, format=config.format, fields=config.fields, quarantine=quarantine)
     notes = [Said("data", note) for note in source.notes]
     held_out: Sequence[Example] = []
     train: Sequence[Example] = source.examples
-    datasets = {"data": source}
+    sources = {"data": source}
     if config.eval.data is not None:
         aside = quarantine.with_name(f"eval-{quarantine.name}") if quarantine else None
         other = read_examples(config.eval.data, format=config.format, fields=config.fields, quarantine=aside)
-        held_out, datasets["eval.data"] = other.examples, other
+        held_out, sources["eval.data"] = other.examples, other
         notes += [Said("data", note) for note in other.notes]
         if leaked := leaked_prompts(train, held_out):
             notes.append(Said("warning", f"{len(leaked)} of {len(held_out)} evaluation prompts stand in the training data too"))
@@ -137,6 +146,12 @@ def read_data(config: Config, renderer: Renderer, goal: Goal) -> Data:
         train, held_out = split_by_prompt(source.examples, config.eval.fraction, config.seed)
         if not held_out:
             notes.append(Said("data", "all examples share one prompt: none is held out for evaluation"))
+    return Split(train, held_out, sources, notes)
+
+
+def read_data(config: Config, renderer: Renderer, goal: Goal) -> Data:
+    """Rows to Trees: read, split by prompt, tokenized, and reduced to what the objective uses. Raises DataError."""
+    train, held_out, datasets, notes = read_split(config)
     kept = _kept_tokens(config, renderer)
     train_material = material(build_trees(train, renderer, kept=kept), goal)
     held_out_material = _held_out(config, held_out, renderer, kept, goal)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from preftune.training.dist import ONE, Ranks
 from preftune.training.metrics import Sums, add, measure_batch, measure_losses
 
 Item = TypeVar("Item")
+Kept = TypeVar("Kept")
 Goal = Sequence[Objective]
 """The weighted sum of objectives that is minimised."""
 
@@ -66,27 +67,56 @@ def backward(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, n_units:
     return sums
 
 
+class Judged(NamedTuple, Generic[Kept]):
+    """What the objectives say of a micro-batch, and what was kept of its log-probs."""
+
+    weight: float  # 0: it only keeps ranks in step
+    kept: Kept
+    outcomes: list[tuple[Outcome, Any]]  # of each objective what it gave, and the record of its units
+
+
 @torch.no_grad()
-def evaluate(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, ranks: Ranks = ONE, as_reference: bool = False) -> Sums:
-    """Metric sums without gradients or dropout; what an objective asks of a step is taken over all of `micros` and ranks.
+def judged(
+    policy: nn.Module,
+    micros: Iterable[Micro],
+    goal: Goal,
+    keep: Callable[[Scored], Kept],
+    *,
+    ranks: Ranks = ONE,
+    as_reference: bool = False,
+) -> Iterator[Judged[Kept]]:
+    """Micro-batch by micro-batch what the objectives say, without gradients or dropout, after all of them were read.
+
+    keep: of a micro-batch's log-probs what is held until then. What an objective asks of a step is taken over all of `micros`
+    and ranks.
 
     as_reference: as if the policy were its own reference, which is what it must be before the first update.
     """
     was_training = policy.training
     policy.eval()
-    sums: Sums = {}
     step = _Step(goal, [1] * len(goal))
-    parts, weights = [], []
+    parts, weights, kept = [], [], []
     for micro in micros:
         scored = _scored(policy, micro, step.read | step.asked, as_reference)
-        add(sums, measure_batch(goal, scored), micro.weight)
+        kept.append(keep(scored))
         parts.append(_part(policy, micro, step.read | step.asked, scored, as_reference))
         weights.append(micro.weight)
     if step.asked:
         step.join(parts, weights, ranks)
-    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        add(sums, measure_losses(goal, step.loss(part, i)[1]), weight)
     policy.train(was_training)
+    for i, (part, weight, one) in enumerate(zip(parts, weights, kept, strict=True)):
+        yield Judged(weight, one, step.loss(part, i)[1])
+
+
+def evaluate(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, ranks: Ranks = ONE, as_reference: bool = False) -> Sums:
+    """Metric sums of micro-batches, as `judged` gives them."""
+    sums: Sums = {}
+
+    def keep(scored: Scored) -> Sums:
+        return measure_batch(goal, scored)
+
+    for one in judged(policy, micros, goal, keep, ranks=ranks, as_reference=as_reference):
+        add(sums, one.kept | measure_losses(goal, one.outcomes), one.weight)
     return sums
 
 

@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from preftune.demo.story import Size, _make_room, tell
 from preftune.errors import StorageError
+from preftune.evaluate.record import Evaluation
 from preftune.run import Run
 
 TINY = Size(demonstrations=200, sft_epochs=1, prompts=12, replies=3, dpo_epochs=1, eval_prompts=8, max_tokens=24)
+
+
+def evaluation(out: Path) -> Evaluation:
+    run = Run(out / "dpo")
+    return Evaluation.of(run.read_json(run.evaluation_file))
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +38,32 @@ def test_every_stage_leaves_its_files(told: tuple[Path, int]) -> None:
 
 def test_same_seed_same_numbers(told: tuple[Path, int], tmp_path: Path) -> None:
     tell(tmp_path / "b", size=TINY, seed=3)
-    a, b = (json.loads(Run(p).evaluation_file.read_text()) for p in (told[0] / "dpo", tmp_path / "b" / "dpo"))
-    assert a == b
+    a, b = (evaluation(p) for p in (told[0], tmp_path / "b"))
+    assert replace(a, policy="", against="", at="") == replace(b, policy="", against="", at="")
+    assert Run(told[0] / "dpo").answers_file.read_bytes() == Run(tmp_path / "b" / "dpo").answers_file.read_bytes()
 
 
 def test_failure_is_said_and_fails(told: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:
     """A model that learnt for a second cannot have been aligned: the verdict and the exit code say the same as the numbers."""
     out, code = told
-    evaluation = json.loads(Run(out / "dpo").evaluation_file.read_text())
-    rows = {row["name"]: row for row in evaluation["rows"]}
-    assert (code == 0) == evaluation["worked"]
-    if rows["win rate over SFT"]["low"] <= 0.5:
-        assert code == 1 and "did NOT work" in evaluation["verdict"]
+    found = evaluation(out)
+    assert (code == 0) == found.worked
+    if found.wins[0].win_rate.low <= 50:
+        assert code == 1 and "did NOT work" in found.verdict
+
+
+def test_answers_are_kept_token_by_token(told: tuple[Path, int]) -> None:
+    """The pieces are the text with its control tokens, and the log-ratios are those that the implicit reward is made of."""
+    found = evaluation(told[0])
+    rows = [json.loads(line) for line in Run(told[0] / "dpo").answers_file.read_text().splitlines()]
+    assert len(rows) == TINY.eval_prompts == found.samples.n_prompts  # type: ignore[union-attr]
+    sums = []
+    for answer in (answer for row in rows for answer in row["policy"]):
+        assert len(answer["pieces"]) == len(answer["log_ratios"]) == answer["n_tokens"]
+        assert answer["text"] == "".join(answer["pieces"]).removesuffix("<end>").strip() or not answer["ended"]
+        sums.append(sum(answer["log_ratios"]))
+    assert found.samples.implicit_reward.value == pytest.approx(0.1 * sum(sums) / len(sums), abs=1e-3)  # type: ignore[union-attr]
+    assert {len(row["policy"]) for row in rows} == {len(row["reference"]) for row in rows} == {TINY.replies}
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "demonstrations.jsonl"])

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from preftune.engine import distribution
-from preftune.engine.distribution import Predictions, kl, log_collision
+from preftune.engine.distribution import Predictions, compare, kl, log_collision
 from preftune.engine.head import HeadShape
 from preftune.engine.policy import Path, Policy
-from preftune.errors import ModelError
 
 
 def predictions(seed: int, shape: HeadShape, *, bias: bool, n: int = 7) -> Predictions:
@@ -68,7 +67,32 @@ def test_they_stand_beside_the_log_probs_of_a_policy(layout: str) -> None:
         assert torch.allclose(logps(found).gather(1, batch.target[:, None])[:, 0], logp, atol=1e-12)
 
 
-def test_a_path_without_our_head_says_that_it_cannot() -> None:
-    policy = Policy(tiny.model("llama"), Path("rows", "model", "its head carries an adapter"))
-    with pytest.raises(ModelError, match="whole distributions .* its head carries an adapter"):
-        policy(policy.pack(tiny.forest(3, n=2)), beside=(log_collision,))
+@pytest.mark.parametrize("path", [Path("rows", "model"), Path("rows", "model", alone=True), Path("forest", "own", alone=True)])
+def test_a_path_without_our_head_gives_the_same_distributions(path: Path) -> None:
+    """The model's own logits then, and one response at a time where the path is so."""
+    trees, model = tiny.forest(3, n=3), tiny.model("gemma2")  # whose head scales and caps
+    with tiny.Float64():
+        ours = Policy(model, Path("rows", "own"))
+        batch = ours.pack(trees)
+        expected, collision = ours(batch, beside=(log_collision,))
+        policy = Policy(model, path)
+        found = policy(policy.pack(trees), beside=(log_collision,))
+    assert torch.allclose(found[0], expected, atol=1e-10) and torch.allclose(found[1], collision, atol=1e-10)
+
+
+@pytest.mark.parametrize("block", [11, 33, 1 << 20])
+def test_two_distributions_compared_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(distribution, "_BLOCK_ELEMENTS", block)
+    p, q = predictions(0, HeadShape(0.5, 3.0), bias=True), predictions(1, HeadShape(), bias=False)
+    target = torch.arange(7) % 11
+    a, b = logps(p).detach(), logps(q).detach()
+    found = compare(p, q, target)
+    assert torch.allclose(found.kl, (a.exp() * (a - b)).sum(1), atol=1e-12, rtol=0)
+    assert torch.allclose(found.logp, a.gather(1, target[:, None])[:, 0], atol=1e-12, rtol=0)
+    assert torch.allclose(found.other_logp, b.gather(1, target[:, None])[:, 0], atol=1e-12, rtol=0)
+    assert not found.kl.requires_grad
+    nearly = p._replace(hidden=(p.hidden * (1 + 1e-9)).float(), weight=p.weight.float(), bias=None)  # type: ignore[union-attr]
+    assert compare(nearly, nearly._replace(hidden=nearly.hidden * (1 + 1e-7)), target).kl.min() >= 0
+    assert compare(
+        predictions(0, HeadShape(), bias=True, n=0), predictions(0, HeadShape(), bias=True, n=0), target[:0]
+    ).kl.shape == (0,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from preftune.evaluate.estimate import Estimate
+from preftune.evaluate.record import Evaluation, Figure
+from preftune.evaluate.wins import counted
 from preftune.report.curves import curves, series
 from preftune.report.page import write_report
 from preftune.report.text import number
@@ -60,6 +64,16 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
+def evaluation(words: str = "plain words") -> Evaluation:
+    """What an evaluation says, with `words` in its texts."""
+    wins = counted([0.9, 0.8, 1.0], judge=words, against=words)
+    figure = Figure(f"Win rate {words}", Estimate(0.938, 0.927, 0.949, 9))
+    return Evaluation(
+        policy=words, against=words, beta=0.1, objective="dpo", at="", verdict=f"Alignment worked. {words}", worked=True,
+        wins=(wins,), figures=(figure,),
+    )  # fmt: skip
+
+
 def fill(run: Run, words: str = "plain words") -> None:
     """A whole run, with `words` wherever a text can come from."""
     for step in range(6):
@@ -79,8 +93,7 @@ def fill(run: Run, words: str = "plain words") -> None:
     run.log_event(words, words)
     asked = [{"role": "user", "content": f"where is my kettle? {words}"}]
     run.log_samples([{"when": when, "prompt": asked, "response": f"{when}: {words}"} for when in ("before", "after")])
-    rows = [{"name": f"Win rate {words}", "value": 0.938, "low": 0.927, "high": 0.949}, {"name": "note", "value": words}]
-    run.write_json(run.evaluation_file, {"verdict": f"Alignment worked. {words}", "rows": rows})
+    run.write_json(run.evaluation_file, evaluation(words).as_dict())
 
 
 def test_the_page_shows_what_the_run_holds(run: Run) -> None:
@@ -169,10 +182,10 @@ def test_samples_of_one_prompt_stand_side_by_side(run: Run) -> None:
     assert "p one uno p two (an empty answer) q lone not recorded" in text
 
 
-def test_samples_of_the_evaluation_stand_in_for_those_of_the_run(run: Run) -> None:
-    run.write_json(
-        run.evaluation_file, {"samples": [{"prompt": "p", "before": "bad", "after": "good"}, {"prompt": "q", "after": "new"}]}
-    )
+def test_answers_of_the_evaluation_stand_in_for_samples_of_the_run(run: Run) -> None:
+    asked = [("p", "good", [{"text": "bad"}]), ("q", "new", [])]
+    rows = [{"prompt": p, "policy": [{"text": after}], "reference": before} for p, after, before in asked]
+    run.answers_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "p bad good q not recorded new" in Parsed(write_report(run).read_text()).text
 
 
