@@ -1,13 +1,14 @@
 """Files that are either whole or not there.
 
 `write_atomic` writes beside the target, syncs, renames: a reader sees the old file or the new one. `append_lines` adds whole
-lines to a JSONL file, and clears away one that a crash tore. Every failure of the disk becomes a StorageError that says what
-to do.
+lines to a JSONL file, and clears away one that a crash tore. `Lock` lets one process at a time do what others wait for. Every
+failure of the disk becomes a StorageError that says what to do.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -89,6 +90,47 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Lock:
+    """A lock on a file of its own, held by one process at a time. It goes with the process, however that ends.
+
+    with Lock(folder / ".lock") as lock:
+        if not lock.take():
+            print("somebody else is at it: waiting")
+            lock.take(wait=True)
+    """
+
+    def __init__(self, path: Path) -> None:
+        """The file and its folder are made when the lock is first taken; the file stays."""
+        self.path = path
+        self._file: int | None = None
+
+    def take(self, *, wait: bool = False) -> bool:
+        """Whether this process holds the lock now; with `wait` it does when this returns. Raises StorageError."""
+        with storage(self.path, "lock this file"):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return False
+            return True
+
+    def fileno(self) -> int:
+        """The open file: a child that inherits it holds the lock as well."""
+        assert self._file is not None, "take the lock first"
+        return self._file
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Lets go of the lock; children that inherited it hold it on."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def json_line(row: Any) -> str:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preftune.errors import StorageError
-from preftune.files import append_lines, json_line, make_folder, read_jsonl, storage, write_atomic
+from preftune.files import Lock, append_lines, json_line, make_folder, read_jsonl, storage, write_atomic
 
 
 def failing(error: int) -> Any:
@@ -161,3 +161,31 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", code, str(file)], check=False)
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_lock_is_held_by_one_at_a_time_and_let_go_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new" / ".lock"
+    with Lock(path) as mine, Lock(path) as theirs:
+        assert mine.take() and mine.take(), "to take it once more changes nothing"
+        assert not theirs.take()
+        mine.__exit__()
+        assert theirs.take(wait=True)
+    with Lock(path) as next_one:
+        assert next_one.take()
+
+
+def test_a_lock_goes_with_the_last_process_that_holds_it(tmp_path: Path) -> None:
+    with Lock(tmp_path / ".lock") as mine:
+        assert mine.take()
+        child = subprocess.Popen(["sleep", "60"], pass_fds=(mine.fileno(),))
+    with Lock(tmp_path / ".lock") as other:
+        assert not other.take(), "a child that inherited it holds it on"
+        child.kill()
+        assert other.take(wait=True)
+    child.wait()
+
+
+def test_a_lock_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot lock this file"), Lock(tmp_path / "file" / ".lock") as lock:
+        lock.take()

@@ -27,7 +27,7 @@ from preftune.engine.policy import Policy
 from preftune.engine.reference import fill, keys_of, missing, reference_store
 from preftune.engine.reward import RewardModel
 from preftune.errors import ConfigError, DataError, ModelError, nearest
-from preftune.files import default_cache
+from preftune.files import Lock, default_cache
 from preftune.losses.records import Scores, SequentialKL
 from preftune.model.checkpointing import checkpoint_layers
 from preftune.model.compile import use_compiled_layers
@@ -306,6 +306,8 @@ def score_reference(
 ) -> Iterator[Said | Progress | Reference]:
     """Scores what the store lacks, with progress; yields the Reference last. Another `reference` is loaded, used and let go.
 
+    Of several runs at once that want the same, the first scores it, and the others wait and read.
+
     start: identity of the model that the policy starts from.
     """
     cache = cache_of(config)
@@ -315,11 +317,20 @@ def score_reference(
     todo = missing(store, mine)
     for file in store.damaged:
         yield Said("warning", f"{file}: damaged reference log-probs, set aside and scored again")
-    if frozen == start or todo:  # another model is not even loaded where all of its log-probs are there
-        model = policy if frozen == start else _other(config, policy, precision, trees, tokenizer)
-        with policy.adapter_off() if config.lora.r else nullcontext():
-            for done in fill(store, model, mine, todo, budget=config.batch.tokens_per_microbatch):
-                yield Progress("reference", done, len(todo))
+    with Lock(store.folder / f".{ranks.rank}-of-{ranks.world}.lock") as lock:  # ranks have a part each, and a lock each
+        if todo:
+            if not lock.take():
+                yield Said(
+                    "reference", "another run is scoring the same reference: this one waits, and reads what it has scored"
+                )
+                lock.take(wait=True)
+            store = reference_store(cache, frozen)
+            todo = missing(store, mine)
+        if frozen == start or todo:  # another model is not even loaded where all of its log-probs are there
+            model = policy if frozen == start else _other(config, policy, precision, trees, tokenizer)
+            with policy.adapter_off() if config.lora.r else nullcontext():
+                for done in fill(store, model, mine, todo, budget=config.batch.tokens_per_microbatch):
+                    yield Progress("reference", done, len(todo))
     ranks.barrier()
     if ranks.world > 1:
         store = reference_store(cache, frozen)
