@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -193,24 +194,40 @@ def dress(axes: Any, ink: str, faint: str, *, grid: str) -> None:
 
 
 def save_figure(figure: Any, file: Path, label: str) -> None:
-    """An SVG that stands by itself, drawn with the inks of `report.curves`, and follows the reader's light or dark."""
+    """An SVG that stands by itself, drawn with the inks above, and follows the reader's light or dark."""
     import io
 
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    from preftune.report.curves import inline
-
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = inline(out.getvalue(), label).replace("<svg ", f"<svg {spaces} ", 1)
+    svg = _inline(out.getvalue(), label).replace("<svg ", f"<svg {spaces} ", 1)
     file.write_text(svg.replace(">", f">\n<style>{_COLOURS}</style>", 1) + "\n", encoding="utf-8")
 
 
+# Colours that no figure of matplotlib's uses, replaced in the SVG by variables, so that a picture follows its reader's light.
+INK, FAINT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", FIRST: "var(--series-1)", SECOND: "var(--series-2)"}
 _COLOURS = (
     "svg { --ink: #1c2430; --faint: #b9c1cb; --series-1: #0b62b8; --series-2: #c2500a; font-family: sans-serif; }"
     " @media (prefers-color-scheme: dark)"
     " { svg { --ink: #e6eaef; --faint: #56616e; --series-1: #6cb2f5; --series-2: #f2a05e; } }"
 )
+
+
+def _inline(svg: str, label: str) -> str:
+    """The <svg> element alone, in the page's colours and font, without metadata, its own style sheet or a fixed size."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r'<svg\b[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{label}">', svg, count=1, flags=re.DOTALL
+    )
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every picture, and used by nothing
+    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.strip()

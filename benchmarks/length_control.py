@@ -17,7 +17,21 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from demo_world import TINY, Made, Row, dress, make_world, measured_once, of_replies, save_figure, table
+from demo_world import (
+    FAINT,
+    FIRST,
+    INK,
+    SECOND,
+    TINY,
+    Made,
+    Row,
+    dress,
+    make_world,
+    measured_once,
+    of_replies,
+    save_figure,
+    table,
+)
 
 from preftune.data.pairs import preferences
 from preftune.data.read import read_examples
@@ -127,8 +141,6 @@ def about_labels(made: Made) -> Row:
 def draw(rows: list[Row], file: Path) -> None:
     """Length and true reward of every training, a dot with its interval for each seed."""
     from matplotlib.figure import Figure
-
-    from preftune.report.curves import FAINT, FIRST, INK, SECOND
 
     shown = list(names())[::-1]
     figure = Figure(figsize=(8.4, 0.34 * len(shown) + 0.9), layout="constrained")

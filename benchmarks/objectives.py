@@ -22,7 +22,22 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from demo_world import TINY, Made, Row, dress, make_world, measured_once, of_policy, of_replies, save_figure, table
+from demo_world import (
+    FAINT,
+    FIRST,
+    INK,
+    SECOND,
+    TINY,
+    Made,
+    Row,
+    dress,
+    make_world,
+    measured_once,
+    of_policy,
+    of_replies,
+    save_figure,
+    table,
+)
 
 from preftune.data.pairs import labels, preferences
 from preftune.data.types import Example, Judgment
@@ -179,8 +194,6 @@ def draw(rows: list[Row], file: Path) -> None:
     """Win rate against KL, a point for each objective: all of them, and where most are once more, larger."""
     from matplotlib.figure import Figure
 
-    from preftune.report.curves import FAINT, INK
-
     figure = Figure(figsize=(10.5, 5.2), layout="constrained")
     everywhere, close = figure.subplots(1, 2, width_ratios=(2, 3))
     crowd = [r for r in rows if CROWD[0] < r["kl"][0] < CROWD[1] and CROWD[2] < r["win_rate"][0] < CROWD[3]]
@@ -200,8 +213,6 @@ def draw(rows: list[Row], file: Path) -> None:
 
 
 def _points(axes: Any, rows: list[Row]) -> None:
-    from preftune.report.curves import FIRST, SECOND
-
     looks = {"pairs": ("o", FIRST), "lists": ("D", FIRST), "unpaired": ("s", SECOND), "no reference": ("^", SECOND)}
     for family, (marker, colour) in looks.items():
         mine = [r for r in rows if FAMILIES[objective(r["settings"]["loss.name"], {}).record] == family]

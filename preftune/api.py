@@ -61,7 +61,7 @@ def train(
     if run is None:
         raise PreftuneError("the job ended without a result")
     if show.main:
-        write_report(run)
+        write_report([run])
     return run
 
 

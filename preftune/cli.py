@@ -298,12 +298,17 @@ def annotate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Write the run's report page again from its files."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; a sweep's folder stands for all of its runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write; default: report.html in the run's folder.", show_default=False)
+    ] = None,
+) -> None:
+    """One HTML page of a run, or of several beside each other, from their files; the model's card is written anew as well."""
     from preftune.report.page import write_report
     from preftune.run import Run
 
-    print(write_report(Run.open(run)))
+    print(write_report([run for path in runs for run in Run.all_in(path)], out))
 
 
 @app.command()

@@ -7,6 +7,7 @@
     events.jsonl     what the run said of itself     report.html     all of it on one page
     evaluation.json  what an evaluation measured     answers.jsonl   the answers that it measured, token by token
     diagnosis.json   findings about the run          merged/         the result of LoRA as a model of its own
+    check.json       what `check --json` said, if somebody keeps it here, for the report
 
 JSON and YAML files are replaced whole; JSONL files only grow, a line at a time.
 
@@ -45,6 +46,7 @@ class Run:
         self.evaluation_file = self.path / "evaluation.json"
         self.answers_file = self.path / "answers.jsonl"
         self.diagnosis_file = self.path / "diagnosis.json"
+        self.check_file = self.path / "check.json"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.model = self.path / "model"
@@ -70,6 +72,12 @@ class Run:
         if not run.config_file.exists():
             raise StorageError(f"{run.path}: not a run folder (no config.yaml in it); expected the out= of an earlier run")
         return run
+
+    @classmethod
+    def all_in(cls, path: str | Path) -> list[Run]:
+        """The run in this folder, or those of the sweep that it holds, by name. Raises StorageError where it is neither."""
+        within = sorted(Path(path).glob("runs/*/config.yaml"))
+        return [cls.open(path)] if (Path(path) / "config.yaml").exists() or not within else [cls(f.parent) for f in within]
 
     def config(self) -> Config:
         """The resolved settings of the run."""
@@ -120,6 +128,10 @@ class Run:
     def samples(self) -> list[dict[str, Any]]:
         """Rows of samples.jsonl: `when` (before or after), `prompt`, `response`."""
         return read_jsonl(self.samples_file)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Rows of answers.jsonl: `prompt`, and the answers of `policy` and `reference` that an evaluation measured."""
+        return read_jsonl(self.answers_file)
 
     def log_samples(self, rows: list[dict[str, Any]]) -> None:
         """Writes answers to samples.jsonl in the place of former ones of the same `when`: a resumed run answers again."""

@@ -240,7 +240,7 @@ def _verdict(console: Console, told: _Told) -> bool:
     """Compares the two models, writes evaluation and report, prints both, and says whether alignment worked."""
     found = evaluation(told)
     told.dpo.write_json(told.dpo.evaluation_file, found.as_dict())
-    write_report(told.dpo)
+    write_report([told.dpo])
     _print_table(console, found)
     _print_samples(console, told)
     console.print(f"\n[bold {'green' if found.worked else 'red'}]{found.verdict}[/]")

@@ -29,6 +29,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, chat_template: str |
             result = merged(model) if merge and is_lora(model) else model
             with _any_generation_config(result, temporary):
                 result.save_pretrained(str(temporary))
+            (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card says nothing of this run: the report's does
             if chat_template is not None:
                 tokenizer.chat_template = chat_template
             tokenizer.save_pretrained(str(temporary))

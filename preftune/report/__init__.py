@@ -1,7 +1,1 @@
-"""A run folder in, one self-contained HTML page out. Reads files only."""
-
-from __future__ import annotations
-
-from preftune.report.page import write_report
-
-__all__ = ["write_report"]
+"""Run folders in, one self-contained HTML page out. Reads files only."""

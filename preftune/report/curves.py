@@ -1,22 +1,26 @@
-"""Rows of metrics.jsonl in, pictures out: one small SVG per panel, with the colours of the page around it.
+"""Rows of metrics.jsonl in, plots out: what was logged, its running mean with a 95 % band, and held-out values beside it.
 
-    >>> [curve.title for curve in curves(rows)]
+    >>> [plot.title for plot in curves([Course("first", rows)])]
     ['Loss', 'Accuracy', 'Margin']
 
-A panel is one line in PANELS; it is drawn where at least one of its metrics was logged. Colours are CSS variables, so that a
-picture follows the page into the dark; lines differ by marker and dash as well, so that it can be read without colours.
+A panel is one line in PANELS; it is drawn where at least one of its metrics was logged. Of a long run the faint line keeps the
+least and the largest value of every stretch, so that a spike of one step stays visible. Several runs are compared by their
+held-out values, or by their running means where nothing was held out.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+import numpy as np
+from numpy.typing import NDArray
+
+from preftune.evaluate.estimate import Estimate
+from preftune.report.plots import Line, Plot
+
+Points = list[tuple[int, float]]
 
 
 class Panel(NamedTuple):
@@ -24,7 +28,7 @@ class Panel(NamedTuple):
 
     title: str
     unit: str
-    metrics: tuple[str, ...]  # one or two; the second is dashed
+    metrics: tuple[str, ...]  # one, or those of chosen and rejected
     level: float | None = None  # a value worth a thin line across
     note: str = ""
 
@@ -40,43 +44,45 @@ PANELS = (
         level=0.0,
         note="what the objective compares; with a reference, β × how far each moved from it",
     ),
-    Panel("Log-probabilities", "nats", ("logps/chosen", "logps/rejected"), note="of the whole response"),
-    Panel("KL from the reference", "nats", ("kl",), level=0.0, note="per response"),
+    Panel(
+        "Log-probabilities",
+        "nats",
+        ("logps/chosen", "logps/rejected"),
+        note="of the whole response; both falling is likelihood displacement",
+    ),
+    Panel("KL from the reference", "nats per response", ("kl",), level=0.0, note="on the responses of the data"),
+    Panel("Response lengths", "tokens", ("lengths/chosen", "lengths/rejected"), note="of the data, not of own answers"),
     Panel("Gradient norm", "L2", ("grad_norm",), note="before clipping"),
     Panel("Learning rate", "per step", ("learning_rate",)),
     Panel("Speed", "tokens/s", ("tokens_per_second",)),
-    Panel("Response lengths", "tokens", ("lengths/chosen", "lengths/rejected")),
 )
 
-# Colours that no figure of matplotlib's uses, replaced in the SVG by the page's.
-INK, FAINT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
-_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", FIRST: "var(--series-1)", SECOND: "var(--series-2)"}
+_WHOLE = 800  # steps up to which every value is drawn
+_STRETCHES = 400  # of a longer run, each with its least and largest value
+_CENTRES = 240  # places of the running mean
+_RESAMPLES = 200
 
 
-class Curve(NamedTuple):
-    """One picture."""
+class Course(NamedTuple):
+    """A run, its rows of metrics.jsonl, and what its evaluation says of held-out pairs after the last step, by metric."""
 
-    title: str
-    note: str
-    svg: str  # an <svg> element, safe to put into a page
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+    final: Mapping[str, Estimate] = {}
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """The panels of PANELS that `rows` (of metrics.jsonl) have numbers for. Imports matplotlib on first use."""
-    drawn = []
+def curves(courses: Sequence[Course]) -> list[Plot]:
+    """The panels of PANELS that the runs have numbers for."""
+    plots = []
     for panel in PANELS:
-        lines = [
-            (metric, split, points)
-            for metric in panel.metrics
-            for split in ("train", "eval")
-            if (points := series(rows, metric, split))
-        ]
+        lines = _of_one(panel, courses[0]) if len(courses) == 1 else _of_several(panel, courses)
         if lines:
-            drawn.append(Curve(panel.title, panel.note, _draw(panel, lines)))
-    return drawn
+            levels = () if panel.level is None else (panel.level,)
+            plots.append(Plot(panel.title, "step", panel.unit, lines, panel.note, levels=levels, together="step"))
+    return plots
 
 
-def series(rows: Sequence[Mapping[str, Any]], metric: str, split: str) -> list[tuple[int, float]]:
+def series(rows: Sequence[Mapping[str, Any]], metric: str, split: str) -> Points:
     """(step, value) of the rows of one split that have a finite number for `metric`, by step."""
     points = []
     for row in rows:
@@ -86,77 +92,90 @@ def series(rows: Sequence[Mapping[str, Any]], metric: str, split: str) -> list[t
     return sorted(points)
 
 
-def _draw(panel: Panel, lines: list[tuple[str, str, list[tuple[int, float]]]]) -> str:
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": panel.title, "font.size": 9}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.4, 2.6), layout="constrained")
-        axes = figure.add_subplot()
-        if panel.level is not None:
-            axes.axhline(panel.level, color=FAINT, linewidth=1, zorder=0)
-        for metric, split, points in lines:
-            name = f"{metric.rsplit('/', 1)[-1]}, " if len(panel.metrics) > 1 else ""
-            label = name + ("held out" if split == "eval" else "training")
-            _line(axes, points, label=label, held_out=split == "eval", second=metric != panel.metrics[0])
-        _dress(axes, panel, legend=len(lines) > 1)
-        out = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})  # type: ignore[no-untyped-call]
-    return inline(out.getvalue(), f"{panel.title}, {panel.unit}, by step")
-
-
-def _line(axes: Axes, points: list[tuple[int, float]], *, label: str, held_out: bool, second: bool) -> None:
-    steps, values = zip(*points, strict=True)
-    axes.plot(
-        steps,
-        values,
-        label=label,
-        color=SECOND if second else FIRST,
-        linestyle=(0, (4, 2)) if second else "-",
-        linewidth=2 if held_out else 1,
-        alpha=1 if held_out else 0.55,
-        marker="os"[second] if held_out or len(points) == 1 else None,
-        markersize=4,
-    )
+def _of_one(panel: Panel, course: Course) -> list[Line]:
+    """Chosen and rejected by colour; of a panel with one metric, training and held out by colour."""
+    lines, sides = [], len(panel.metrics) > 1
+    for k, metric in enumerate(panel.metrics):
+        side = f"{metric.rsplit('/', 1)[-1]}, " if sides else ""
+        trained = series(course.rows, metric, "train")
+        mean = running(trained)
+        if len(mean.x):
+            lines.append(_faint(f"{side}each step", trained, k))
+            lines.append(mean._replace(name=f"{side}training", colour=k))
+        elif trained:
+            lines.append(Line(f"{side}training", *_columns(trained), colour=k))
+        held_out = series(course.rows, metric, "eval")
+        if held_out:
+            name = f"{side}held out"
+            lines.append(Line(name, *_columns(held_out), draw="dots", colour=k if sides else 1, dashed=sides))
+        if (found := course.final.get(metric)) is not None:
+            lines.append(_final(f"{side}evaluated", found, course.rows, k if sides else 1))
+    return lines
 
 
-def _dress(axes: Axes, panel: Panel, *, legend: bool) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel("step", color=INK)
-    axes.set_ylabel(panel.unit, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.tick_params(colors=INK, length=3)
-    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
-    axes.patch.set_visible(False)
-    axes.figure.patch.set_visible(False)
-    if legend:
-        place: dict[str, Any] = {
-            "loc": "lower left",
-            "bbox_to_anchor": (0.0, 1.0),
-            "ncols": 2,
-            "borderaxespad": 0,
-        }  # over no line
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8, **place)
+def _of_several(panel: Panel, courses: Sequence[Course]) -> list[Line]:
+    """Runs by colour, rejected dashed."""
+    lines = []
+    for colour, course in enumerate(courses):
+        for k, metric in enumerate(panel.metrics):
+            name = f"{course.name}, {metric.rsplit('/', 1)[-1]}" if len(panel.metrics) > 1 else course.name
+            held_out, trained = (series(course.rows, metric, split) for split in ("eval", "train"))
+            if len(held_out) > 1:
+                lines.append(Line(name, *_columns(held_out), draw="dots", colour=colour, dashed=k > 0))
+            elif trained:
+                mean = running(trained)
+                line = mean if len(mean.x) else Line(name, *_columns(trained))
+                lines.append(line._replace(name=name, colour=colour, dashed=k > 0))
+    return lines
 
 
-def inline(svg: str, label: str) -> str:
-    """The <svg> element alone, in the page's colours and font, without metadata, its own style sheet or a fixed size."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'<svg\b[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{label}">', svg, count=1, flags=re.DOTALL
-    )
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every picture, and used by nothing
-    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return svg.strip()
+def _final(name: str, found: Estimate, rows: Sequence[Mapping[str, Any]], colour: int) -> Line:
+    steps = [row["step"] for row in rows if isinstance(row.get("step"), int)]
+    return Line(name, [max(steps, default=0)], [found.value], [found.low], [found.high], draw="points", colour=colour)
+
+
+def _columns(points: Points) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _faint(name: str, points: Points, colour: int) -> Line:
+    """Every value, or the least and the largest of each stretch where they are too many to see."""
+    if len(points) > _WHOLE:
+        ends = np.linspace(0, len(points), _STRETCHES + 1).astype(int)
+        kept = []
+        for a, b in zip(ends[:-1], ends[1:], strict=True):
+            stretch = points[a:b]
+            extremes = {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
+            kept += sorted(extremes)
+        points = kept
+    return Line(name, *_columns(points), draw="faint", colour=colour)
+
+
+def running(points: Points) -> Line:
+    """The mean of a window that moves along, at its middle, and its 95 % interval; without points below 20 values.
+
+    The window is a twelfth of the steps, ten at least. The interval is the bootstrap's: of the means of 200 resamples of the
+    window's values, after their line of trend is taken out, which is no uncertainty.
+    """
+    n = len(points)
+    window = max(10, n // 12)
+    if n < 20:
+        return Line("", (), ())
+    steps, values = (np.array(column, np.float64) for column in _columns(points))
+    starts = np.unique(np.linspace(0, n - window, min(n - window + 1, _CENTRES)).astype(int))
+    windows = values[starts[:, None] + np.arange(window)]  # [centres, window]
+    means = windows.mean(1)
+    low, high = np.quantile(_resampled(windows - means[:, None]), [0.025, 0.975], axis=1)
+    x = steps[starts + window // 2]
+    return Line("", x.tolist(), means.tolist(), (means + low).tolist(), (means + high).tolist())
+
+
+def _resampled(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[centres, resamples]: means of resampled windows, less the window's own line of trend."""
+    window = deviations.shape[1]
+    at = np.arange(window) - (window - 1) / 2
+    slope = deviations @ at / (at @ at)
+    residuals = (deviations - slope[:, None] * at) * math.sqrt(window / (window - 2))  # two parameters were fitted
+    counts = np.random.default_rng(0).multinomial(window, np.full(window, 1 / window), _RESAMPLES)
+    means: NDArray[np.float64] = residuals @ counts.T / window
+    return means

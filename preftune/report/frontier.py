@@ -68,7 +68,7 @@ def _best_of(farthest: float) -> Line:
         draw="dots",
         colour=7,
         dashed=True,
-        labels=[f"n = {n}" for n in shown],
+        labels=[f"n = {n}" if n > 1 else "" for n in shown],
     )
 
 

@@ -1,84 +1,50 @@
-"""Puts a run folder on one HTML page: what came out, how it got there, and how to do it again.
+"""Puts one run, or several beside each other, on one HTML page: what came out, how it got there, and how to do it again.
 
-    >>> write_report(Run("runs/first"))
+    >>> write_report([Run("runs/first")])
     PosixPath('runs/first/report.html')
 
-The page needs nothing but itself: no script, no other host, no other file. Whatever it shows is escaped by the template. A
-file of the run that is missing or cannot be read is said to be so, in its place, and the rest of the page is written.
+The page needs nothing but itself: no other host, no other file. Whatever it shows is escaped. A file of a run that is missing
+or cannot be read is said to be so, in its place, and the rest of the page is written.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from preftune.errors import PreftuneError
-from preftune.evaluate.record import Evaluation
-from preftune.files import read_jsonl, write_atomic
-from preftune.report.curves import Curve, curves, series
-from preftune.report.text import dicts, flat, number, text
+from preftune.errors import ConfigError
+from preftune.files import write_atomic
+from preftune.report import measured
+from preftune.report.card import write_cards
+from preftune.report.curves import Course, Points, curves, series
+from preftune.report.html import render
+from preftune.report.loaded import Found, Loaded, load, names_of
+from preftune.report.measured import Row, Tile
+from preftune.report.plots import Plot
+from preftune.report.samples import HEAT, Sample, samples
+from preftune.report.text import flat, number, text
 from preftune.run import Run
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-_TEMPLATE = "page.html.jinja"
-_SHOWN = 6  # answers of an evaluation, where training recorded none
-_T = TypeVar("_T")
-
-FIGURES = {
-    "loss": "Loss",
-    "rewards/accuracies": "Accuracy, fraction of pairs",
-    "rewards/margins": "Margin of rewards",
-    "rewards/chosen": "Reward of chosen",
-    "rewards/rejected": "Reward of rejected",
-    "logps/chosen": "Log-probability of chosen, nats",
-    "logps/rejected": "Log-probability of rejected, nats",
-    "kl": "KL from the reference, nats per response",
-}
-"""Metrics that the table of first and last values names, in its order."""
+_DROPPED = 20  # rows that were left out, named one by one
 
 
-class Change(NamedTuple):
-    """A metric at the first and at the last step where it was measured."""
+class Summary(NamedTuple):
+    """What one run came to, and the parts of its folder that are shown as they are."""
 
     name: str
-    split: str
-    first_step: int
-    first: str
-    last_step: int
-    last: str
-
-
-class Sample(NamedTuple):
-    """One prompt and its answers; an answer that was not recorded is None."""
-
-    prompt: str
-    before: str | None
-    after: str | None
-
-
-class Figure(NamedTuple):
-    """One row of the evaluation: a number and its interval."""
-
-    name: str
-    before: str
-    value: str
-    interval: str
-
-
-class Page(NamedTuple):
-    """Everything that the template shows, as text. An empty part is shown as its entry in `missing`."""
-
-    title: str
     verdict: str
-    figures: list[Figure]
-    samples: list[Sample]
-    curves: list[Curve]
-    changes: list[Change]
+    outcome: str  # "yes", "no" or "open": whether it worked
+    hint: str
+    tiles: list[Tile]
+    rows: list[Row]
+    notes: list[str]
+    findings: list[Found]
+    quiet: list[tuple[str, str]]  # names of those that found nothing, and what they said
+    checked: list[Found]
     data: list[tuple[str, str]]
+    dropped: list[tuple[str, str]]
     settings: str
     again: str
     environment: list[tuple[str, str]]
@@ -86,131 +52,131 @@ class Page(NamedTuple):
     missing: dict[str, str]
 
 
-def write_report(run: Run) -> Path:
-    """Writes `run.report_file` from the other files of the run, and returns its path. Raises StorageError if it cannot."""
-    write_atomic(run.report_file, render(read(run)))
-    return run.report_file
+class Page(NamedTuple):
+    """Everything that the template shows. An empty part is shown as its entry in a run's `missing`."""
+
+    title: str
+    runs: list[Summary]
+    differences: list[tuple[str, list[str]]]  # settings that are not the same in all runs
+    compared: list[tuple[str, list[str]]]  # figures of all runs
+    samples: list[Sample]
+    n_prompts: int
+    heat: tuple[float, ...]
+    curves: list[Plot]
+    frontiers: list[Plot]
+    calibration: list[Plot]
+    lengths: list[Plot]
+    breakdowns: list[Plot]
 
 
-def render(page: Page) -> str:
-    """The HTML of a page."""
-    return templates().get_template(_TEMPLATE).render(page._asdict())
+def write_report(runs: Sequence[Run], out: Path | None = None) -> Path:
+    """Writes the page of these runs, and the card beside each run's model; returns the path of the page.
+
+    out: by default the run's own report.html. Raises StorageError, and ConfigError where several runs have no `out`.
+    """
+    runs = list({run.path.resolve(): run for run in runs}.values())
+    if out is None and len(runs) > 1:
+        raise ConfigError("several runs on one page: name the file to write, as --out compared.html")
+    loaded = [load(run, name) for run, name in zip(runs, names_of(runs), strict=True)]
+    target = out or runs[0].report_file
+    write_atomic(target, render("page.html.jinja", page_of(loaded)._asdict()))
+    for one in loaded:
+        write_cards(one)
+    return target
 
 
-def templates() -> Environment:
-    """The page templates of this package; what they show is escaped, and a name that is not given is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-
-
-def read(run: Run) -> Page:
-    """The content of the page, from the files of the run."""
-    missing: dict[str, str] = {}
-
-    def part(name: str, file: Path, get: Callable[[], Any], kind: type[_T]) -> _T:
-        content, missing[name] = _content(file, get, kind)
-        return content
-
-    metrics = [m for m in part("metrics", run.metrics_file, run.metrics, list) if isinstance(m, dict)]
-    evaluation = part("evaluation", run.evaluation_file, lambda: _evaluation(run), dict)
-    recorded = part("samples", run.samples_file, run.samples, list)
+def page_of(runs: Sequence[Loaded]) -> Page:
+    """The content of the page."""
+    several = len(runs) > 1
+    courses = [Course(one.name, one.metrics, {} if several else measured.final(one.evaluation)) for one in runs]
     return Page(
-        title=run.path.resolve().name,
-        verdict=text(evaluation.get("verdict", "")),
-        figures=[_figure(*row) for row in _measured(evaluation)],
-        samples=_samples(dicts(recorded))
-        or _compared(_content(run.answers_file, lambda: read_jsonl(run.answers_file), list)[0]),
-        curves=curves(metrics),
-        changes=_changes(metrics),
-        data=flat(part("data", run.data_file, lambda: run.read_json(run.data_file), dict)),
-        settings=part("settings", run.config_file, run.config_file.read_text, str).strip(),
-        again=shlex.join(["preftune", "train", str(run.config_file), f"out={run.path}-again"]),
-        environment=flat(part("environment", run.env_file, lambda: run.read_json(run.env_file), dict)),
-        events=[
-            (text(row.get("kind", "")), text(row.get("message", "")))
-            for row in dicts(part("events", run.events_file, run.events, list))
-        ],
-        missing=missing,
+        title=" · ".join(one.name for one in runs) if len(runs) < 4 else f"{len(runs)} runs",
+        runs=[_summary(one) for one in runs],
+        differences=_differences(runs) if several else [],
+        compared=_compared(runs) if several else [],
+        samples=samples(runs),
+        n_prompts=len({text(row.get("prompt", "")) for row in runs[0].answers or runs[0].samples}),
+        heat=HEAT,
+        curves=curves(courses),
+        frontiers=measured.frontiers(runs),
+        calibration=measured.calibration(runs),
+        lengths=measured.lengths(runs),
+        breakdowns=measured.breakdowns(runs),
     )
 
 
-def _content(file: Path, get: Callable[[], Any], kind: type[_T]) -> tuple[_T, str]:
-    """What `get` reads from `file`, and ""; or an empty `kind`, and a sentence that says why there is nothing."""
-    if not file.exists():
-        return kind(), f"{file.name} is not in this run's folder."
-    try:
-        content = get()
-    except (OSError, ValueError, KeyError, TypeError, PreftuneError) as error:
-        return kind(), f"{file.name} could not be read: {error}"
-    if not isinstance(content, kind):
-        return kind(), f"{file.name} could not be read: it does not hold what was expected of it."
-    return content, "" if content else f"{file.name} is empty."
+def _summary(one: Loaded) -> Summary:
+    found = one.evaluation
+    verdict, hint = (found.verdict, "") if found else _unevaluated(one)
+    found_in, quiet = ([f for f in one.findings if (f.severity in ("ok", "skipped")) == still] for still in (False, True))
+    return Summary(
+        name=one.name,
+        verdict=verdict,
+        outcome={True: "yes", False: "no", None: "open"}[found.worked if found else None],
+        hint=hint,
+        tiles=measured.tiles(found) if found else [],
+        rows=measured.rows(found) if found else [],
+        notes=list(found.notes) if found else [],
+        findings=found_in,
+        quiet=[(f"{f.name.replace('_', ' ')} ({f.severity})", f.said) for f in quiet],
+        checked=[f for f in one.checked if f.severity not in ("ok", "skipped")],
+        data=[row for row in flat(one.data) if row[0] != "dropped_rows"],
+        dropped=_dropped(one),
+        settings=one.settings,
+        again=shlex.join(["preftune", "train", str(one.run.config_file), f"out={one.run.path}-again"]),
+        environment=flat(one.environment),
+        events=one.events,
+        missing=one.missing,
+    )
 
 
-def _changes(metrics: Sequence[Mapping[str, Any]]) -> list[Change]:
-    changes = []
-    for metric, name in FIGURES.items():
-        for split, shown in (("eval", "held out"), ("train", "training")):
-            points = series(metrics, metric, split)
-            if points:
-                (first_step, first), (last_step, last) = points[0], points[-1]
-                changes.append(Change(name, shown, first_step, number(first), last_step, number(last)))
-    return changes
+def _unevaluated(one: Loaded) -> tuple[str, str]:
+    """What training itself measured, in a sentence, for a run that was not evaluated; and how to evaluate it."""
+    told = [
+        f"{name} went from {number(points[0][1])} to {number(points[-1][1])}"
+        for name, metric in (("loss", "loss"), ("accuracy", "rewards/accuracies"), ("the margin", "rewards/margins"))
+        if len(points := _held_out(one, metric)) > 1
+    ]
+    steps = _held_out(one, "loss")
+    sentence = "Whether alignment worked was not evaluated."
+    if told:
+        sentence += f" On held-out examples, over {steps[-1][0] if steps else 0:,} steps, {_listed(told)}."
+    return sentence, shlex.join(["preftune", "eval", str(one.run.path)])
 
 
-def _evaluation(run: Run) -> dict[str, Any]:
-    """The content of evaluation.json. Raises StorageError where it is no evaluation."""
-    return Evaluation.of(run.read_json(run.evaluation_file), str(run.evaluation_file)).as_dict()
+def _held_out(one: Loaded, metric: str) -> Points:
+    return series(one.metrics, metric, "eval")
 
 
-def _measured(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Name, estimate, and the same before, of what a table of the evaluation shows."""
-    for figure in evaluation.get("figures", ()):
-        yield figure["name"], figure["value"], figure["before"]
-    for wins in evaluation.get("wins", ()):
-        yield f"win rate against {wins['against']} by {wins['judge']}, percent", wins["win_rate"], None
-    held_out, samples = evaluation.get("held_out"), evaluation.get("samples")
-    if held_out:
-        yield "accuracy on held-out pairs", held_out["accuracy"], None
-    if samples:
-        yield "KL from the reference, nats per response", samples["kl_per_response"], None
-        yield "tokens of an answer", samples["policy"]["tokens"], (samples["reference"] or {}).get("tokens")
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _figure(name: str, found: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> Figure:
-    value, low, high = ((found or {}).get(part) for part in ("value", "low", "high"))
-    interval = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
-    return Figure(name, "" if before is None else number(before["value"]), "" if value is None else number(value), interval)
+def _dropped(one: Loaded) -> list[tuple[str, str]]:
+    """Rows that were left out, each with the reason; the last entry counts those that are not named."""
+    rows = one.data.get("dropped_rows")
+    if not isinstance(rows, list) or not rows:
+        return []
+    pairs = [(text(row[0]), text(row[1])) for row in rows[:_DROPPED] if isinstance(row, list) and len(row) == 2]
+    return pairs + [("and", f"{len(rows) - _DROPPED:,} more, in {one.run.data_file.name}")] * (len(rows) > _DROPPED)
 
 
-def _samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
-    """Answers of samples.jsonl, those to the same prompt side by side: the n-th before with the n-th after."""
-    answers: dict[str, dict[str, list[str]]] = {}
-    for row in rows:
-        by_time = answers.setdefault(text(row.get("prompt", "")), {"before": [], "after": []})
-        if row.get("when") in by_time:
-            by_time[row["when"]].append(text(row.get("response", "")))
-    found = []
-    for prompt, by_time in answers.items():
-        before, after = by_time["before"], by_time["after"]
-        for at in range(max(len(before), len(after))):
-            found.append(Sample(prompt, before[at] if at < len(before) else None, after[at] if at < len(after) else None))
-    return found
+def _differences(runs: Sequence[Loaded]) -> list[tuple[str, list[str]]]:
+    """Settings that differ, but for where a run was written; a setting that a run does not have is an en dash."""
+    tables = [one.values for one in runs]
+    names = dict.fromkeys(name for table in tables for name in table if name != "out")
+    rows = [(name, [table.get(name, "–") for table in tables]) for name in names]
+    return [row for row in rows if len(set(row[1])) > 1]
 
 
-def _compared(rows: Sequence[Any]) -> list[Sample]:
-    """The first answers that an evaluation compared."""
+def _compared(runs: Sequence[Loaded]) -> list[tuple[str, list[str]]]:
+    """Every figure that an evaluation of any of the runs has, run beside run."""
+    tables = [{row.name: row for row in measured.rows(one.evaluation)} if one.evaluation else {} for one in runs]
+    names = dict.fromkeys(name for table in tables for name in table)
+    return [(name, [_cell(table.get(name)) for table in tables]) for name in names]
 
-    def first(row: Mapping[str, Any], side: str) -> str | None:
-        said = dicts(row.get(side))
-        return text(said[0].get("text", "")) if said else None
 
-    return [Sample(text(row.get("prompt", "")), first(row, "reference"), first(row, "policy")) for row in dicts(rows)[:_SHOWN]]
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    return f"{row.value} ({row.interval})" if row.interval else row.value

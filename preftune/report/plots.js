@@ -85,12 +85,12 @@
         width: line.draw === "faint" ? 1 : 2,
         dash,
         spanGaps: true,
-        class: line.draw === "faint" ? "faint" : undefined,
+        class: line.draw,
         points: { show: line.draw === "dots" || line.draw === "points" || line.x.length === 1, size: 8, fill: () => of(line), stroke: () => of(line) },
         value: (u, v, si, k) => this.valueOf(line, u, si, k),
       };
       if (line.draw === "points") entry.paths = () => null;
-      if (line.draw === "bars") Object.assign(entry, { paths: uPlot.paths.bars({ size: [0.86, 64] }), fill: () => thin(of(line), 0.75), points: { show: false } });
+      if (line.draw === "bars") Object.assign(entry, { paths: uPlot.paths.bars({ size: [0.86, 64] }), fill: () => thin(of(line), 0.8), width: 0, points: { show: false } });
       this.series.push(entry);
       this.lineOf.push(line);
       if (line.low) {
@@ -127,7 +127,7 @@
         bands: this.bands,
         scales: { x: this.scaleOfX(named), y: { range: (u, low, high) => this.rangeOfY(low, high) } },
         axes: [
-          { ...axis, grid: { show: false }, space: named ? 1 : 56, ...(named ? this.namedAxis() : {}), values: (u, at) => at.map((x) => (x == null ? "" : named ? this.nameOf(x) : number(x))) },
+          { ...axis, grid: { show: false }, size: 30, space: named ? 1 : 56, gap: 6, ...this.splits(named), values: (u, at) => at.map((x) => (x == null ? "" : named ? this.nameOf(x) : number(x))) },
           { ...axis, size: 54, space: 34, values: (u, at) => at.map((v) => (v == null ? "" : number(v))) },
         ],
         cursor: { sync, drag: { x: true, y: false, dist: 6 }, dataIdx: nearest, points: { size: 8, fill: (u, si) => of(this.lineOf[si].bound ? {} : this.lineOf[si]) , show: (u, si) => (this.lineOf[si]?.bound || this.lineOf[si]?.draw === "faint" ? false : undefined) } },
@@ -137,21 +137,26 @@
     }
 
     scaleOfX(named) {
-      const xs = this.spec.lines.flatMap((l) => [...l.x, ...(l.x_low || []), ...(l.x_high || []), ...this.spec.uprights]).filter((x) => x != null);
-      const low = Math.min(...xs), high = Math.max(...xs);
+      const measured = this.spec.lines.flatMap((l) => l.x);
+      const first = Math.min(...measured), last = Math.max(...measured);
+      const xs = this.spec.lines.flatMap((l) => [...(l.x_low || []), ...(l.x_high || [])]).filter((x) => x != null);
+      const low = Math.min(first, ...xs, ...this.spec.uprights), high = Math.max(last, ...xs, ...this.spec.uprights);
       const scale = { time: false, distr: this.spec.log2 ? 3 : 1, log: 2 };
       if (named || this.spec.lines.some((l) => l.draw !== "line" && l.draw !== "faint")) {
         const bars = this.spec.lines.some((l) => l.draw === "bars");
         const room = named ? 0.5 : this.spec.log2 ? 0 : bars ? (high - low) / Math.max(1, this.spec.lines[0].x.length - 1) : (high - low || 1) * 0.05;
         const whole = this.spec.log2 ? [low / 1.15, high * 1.15] : [low - room, high + room];
-        // zoomed: as uPlot says
-        scale.range = (u, from, to) => (from > low || to < high ? [from, to] : whole);
+        // a part that was zoomed into is taken as it is
+        scale.range = (u, from, to) => (from > first || to < last ? [from, to] : whole);
       }
       return scale;
     }
 
-    namedAxis() {
-      return { splits: () => this.spec.names.map((_, k) => k), gap: 6 };
+    splits(named) {
+      if (named) return { splits: () => this.spec.names.map((_, k) => k) };
+      if (!this.spec.log2) return {};
+      const powers = Array.from({ length: 41 }, (_, k) => 2 ** (k - 20));
+      return { splits: (u, axis, min, max) => powers.filter((x) => x >= min && x <= max) };
     }
 
     rangeOfY(low, high) {
@@ -202,14 +207,19 @@
       ctx.save();
       ctx.font = FONT.replace("12px", `${11 * ratio}px`);
       ctx.textBaseline = "bottom";
+      ctx.textAlign = "left";
+      const taken = []; // a word that would cover another is left out: the pointer and the table have it
       this.lineOf.forEach((line, si) => {
         if (!line?.labels || !u.series[si].show) return;
         ctx.fillStyle = theme.soft;
         line.labels.forEach((label, k) => {
           const x = u.valToPos(line.x[k], "x", true), y = u.valToPos(line.y[k], "y", true);
           if (x < b.left || x > b.left + b.width) return;
-          const width = ctx.measureText(label).width, right = x + width + 8 * ratio > b.left + b.width;
-          ctx.fillText(label, right ? x - width - 7 * ratio : x + 7 * ratio, Math.max(y - 5 * ratio, b.top + 12 * ratio));
+          const width = ctx.measureText(label).width, turned = x + width + 8 * ratio > b.left + b.width;
+          const left = turned ? x - width - 7 * ratio : x + 7 * ratio, base = Math.max(y - 5 * ratio, b.top + 12 * ratio);
+          if (taken.some((t) => Math.abs(t.base - base) < 12 * ratio && left < t.right && t.left < left + width)) return;
+          taken.push({ left, right: left + width, base });
+          ctx.fillText(label, left, base);
         });
       });
       ctx.restore();

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 Values = Sequence[float | None]
+Draw = Literal["line", "dots", "points", "bars", "faint"]
+"""How a line is drawn: "dots" are joined by a line, "points" stand alone, "faint" is there to be seen past."""
+
 _ROWS = 12  # of the table beside a plot: more would be read by nobody
 
 
@@ -31,7 +34,7 @@ class Line(NamedTuple):
     high: Values = ()
     x_low: Values = ()  # and the interval of x, for points
     x_high: Values = ()
-    draw: Literal["line", "dots", "points", "bars", "faint"] = "line"  # dots are joined by a line, points stand alone
+    draw: Draw = "line"
     colour: int = 0  # of the page's series
     dashed: bool = False
     labels: Sequence[str] = ()  # words beside the points
@@ -70,11 +73,11 @@ class Plot(NamedTuple):
         rows = [[self._place(x), *(_nearest(line, x, at) for line in lines)] for x in at]
         return [self.x, *(line.name for line in lines)], rows
 
-    def _place(self, x: float) -> str:
+    def _place(self, x: float | int) -> str:
         return self.names[int(x)] if self.names else number(x)
 
 
-def _nearest(line: Line, x: float, places: Sequence[float]) -> str:
+def _nearest(line: Line, x: float | int, places: Sequence[float | int]) -> str:
     """The value of a line at `x`, or at the place nearest to it that no other row is nearer to."""
     if not len(line.x):
         return ""
@@ -96,7 +99,7 @@ def _short(line: Line) -> dict[str, object]:
     return short
 
 
-def _digits(values: Iterable[float | None]) -> list[float | int | None]:
+def _digits(values: Iterable[float | int | None]) -> list[float | int | None]:
     shown: list[float | int | None] = []
     for value in values:
         if value is None or not math.isfinite(value):

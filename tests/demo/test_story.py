@@ -31,7 +31,8 @@ def test_every_stage_leaves_its_files(told: tuple[Path, int]) -> None:
     for stage in ("sft", "dpo"):
         assert (out / stage / "model" / "model.safetensors").exists()
     assert len((out / "demonstrations.jsonl").read_text().splitlines()) == TINY.demonstrations
-    assert "<script" not in (out / "dpo" / "report.html").read_text().lower()
+    assert "default-src 'none'; script-src 'sha256-" in (out / "dpo" / "report.html").read_text()
+    assert "- dpo\n" in (out / "dpo" / "model" / "README.md").read_text(), "the model card"
     first = Run(out / "dpo").metrics(split="train")[0]
     assert first["loss"] == pytest.approx(0.6931472, abs=1e-5)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +22,6 @@ HOSTILE = [
     "&lt;script&gt;window.hacked = 1&lt;/script&gt; \u202e\u0000\u2028 {{ 7 * 7 }} ${window.hacked = 1}",
     "| a | b |\n|---|---|\n| <b onclick=window.hacked=1>x</b> | `<script>` |",
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("no chromium; apt-get install chromium")
-        pytest.skip("needs chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 class Visit:
