@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from preftune.errors import ConfigError, printable
+from preftune.errors import ConfigError, ServerError, printable
 
 if TYPE_CHECKING:
     from preftune.asking.records import Asker, Ledger
@@ -36,6 +37,13 @@ Device = Annotated[str, typer.Option(help="Of a local model: auto, cpu, cuda, cu
 PriceIn = Annotated[float, typer.Option(help="Price of a million tokens read.", min=0)]
 PriceOut = Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)]
 MaxCost = Annotated[float | None, typer.Option(help="Ask nothing that could bring this run's cost above it.", min=0)]
+
+
+ModelUrl = Annotated[
+    str | None, typer.Option("--model-url", help="Server of the model that answers; none: a model on this machine.")
+]
+AnswerTemperature = Annotated[float | None, typer.Option(help="Of the answers; default: what the benchmark takes.", min=0)]
+MaxUnscored = Annotated[float, typer.Option(help="Fail where more than this share has no verdict.", min=0, max=1)]
 
 
 def fields_of(given: list[str] | None) -> dict[str, str]:
@@ -86,6 +94,44 @@ class Askers:
         from preftune.asking.local import Local
 
         return Local(model, template=self._template, device=self._device)
+
+
+class Benchmark(NamedTuple):
+    """What a benchmark's run asks with: the model that answers, the judge, what they cost and what is remembered."""
+
+    answering: Askers
+    judging: Askers
+    replies: Replies
+    answered: Ledger
+    judged: Ledger
+    progress: Progress
+
+
+@contextmanager
+def benchmark(
+    model_url: str | None, base_url: str | None, *, concurrency: int, retries: int, timeout: float, cache: Path | None,
+    price_in: float, price_out: float, max_cost: float | None, chat_template: str | None, device: str,
+) -> Iterator[Benchmark]:  # fmt: skip
+    """Servers and files of a benchmark's run; prices are the judge's. Raises ConfigError."""
+    from preftune.asking.records import Ledger
+    from preftune.asking.replies import Replies
+
+    check_prices(max_cost, price_in, price_out)
+
+    def askers(url: str | None) -> Askers:
+        return Askers(url, concurrency=concurrency, retries=retries, timeout=timeout, template=chat_template, device=device)
+
+    with Replies(cache_file(cache)) as replies, Progress() as progress, askers(model_url) as one, askers(base_url) as other:
+        yield Benchmark(one, other, replies, Ledger(), Ledger(price_in=price_in, price_out=price_out), progress)
+
+
+def check_unscored(n_unscored: int, n: int, most: float, where: Path) -> None:
+    """Raises ServerError where more than the share `most` of the judgments has no verdict."""
+    if n and n_unscored / n > most:
+        raise ServerError(
+            f"{n_unscored} of {n} judgments ({n_unscored / n:.1%}) have no verdict, more than --max-unscored {most:g}; {where} "
+            "says why of each, and the same command asks those again"
+        )
 
 
 def judges_of(

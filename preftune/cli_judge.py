@@ -19,6 +19,7 @@ from preftune.cli_asking import (
     Fields,
     Format,
     MaxCost,
+    MaxUnscored,
     PriceIn,
     PriceOut,
     Progress,
@@ -27,6 +28,7 @@ from preftune.cli_asking import (
     Timeout,
     cache_file,
     check_prices,
+    check_unscored,
     fields_of,
     judges_of,
 )
@@ -78,7 +80,7 @@ def judge(
     price_out: PriceOut = 0.0,
     max_cost: MaxCost = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and estimate; ask nothing.")] = False,
-    max_unscored: Annotated[float, typer.Option(help="Fail where more than this share has no verdict.", min=0, max=1)] = 0.05,
+    max_unscored: MaxUnscored = 0.05,
     format: Format = "auto",
     field: Fields = None,
     quarantine: Quarantine = None,
@@ -151,12 +153,7 @@ def _end(summary: Summary, out: Path, max_unscored: float) -> None:
     """The exit code of a run that left too much open."""
     if summary.n_not_asked:
         raise ServerError(f"{summary.n_not_asked} questions were not asked because of --max-cost; the same command goes on")
-    if summary.n_judgments and summary.n_unscored / summary.n_judgments > max_unscored:
-        share = summary.n_unscored / summary.n_judgments
-        raise ServerError(
-            f"{summary.n_unscored} of {summary.n_judgments} judgments ({share:.1%}) have no verdict, more than --max-unscored "
-            f"{max_unscored:g}; {out} says why of each, and the same command asks those again"
-        )
+    check_unscored(summary.n_unscored, summary.n_judgments, max_unscored, out)
 
 
 def _examples(data: str, format: str, field: list[str] | None, quarantine: Path | None) -> list[Example]:

@@ -26,7 +26,7 @@ LAYERS = [  # a module imports from its own layer's package and from layers abov
     {"report", "web"},
     {"api", "show"},
     {"demo"},
-    {"cli", "cli_asking", "cli_check", "cli_data", "cli_evaluate", "cli_judge", "cli_winrate", "__main__"},
+    {"cli", "cli_asking", "cli_check", "cli_data", "cli_evaluate", "cli_judge", "cli_mtbench", "cli_winrate", "__main__"},
 ]
 FILES_ONLY = {"report", "web", "diagnose"}  # they read what a run left behind: they never import what trains
 NO_TORCH = {
@@ -47,6 +47,7 @@ NO_TORCH = {
     "cli_asking",
     "cli_check",
     "cli_evaluate",
+    "cli_mtbench",
     "cli_winrate",
     "cli_judge",
 }

@@ -31,14 +31,15 @@ class Question(NamedTuple):
     id: str
     category: str
     turns: tuple[str, ...]
+    number: int | str = ""  # the id as the file writes it
 
 
 class Table(NamedTuple):
-    """Mean scores; `turns[k]` is that of turn k + 1. A question without a score is left out and counted."""
+    """Mean scores. A question without a score is left out and counted."""
 
     average: float
-    turns: tuple[float, ...]
-    by_category: dict[str, float]
+    turns: dict[int, float]  # number of the turn, from 1
+    by_category: dict[str, float]  # empty where no questions are given
     n: int
     n_unscored: int
 
@@ -47,7 +48,7 @@ def read_questions(file: Path) -> list[Question]:
     """The questions of question.jsonl. Raises DataError that lists every line that is none."""
 
     def question(row: Mapping[str, Any]) -> Question:
-        return Question(str(row["question_id"]), str(row.get("category", "")), _texts(row["turns"]))
+        return Question(str(row["question_id"]), str(row.get("category", "")), _texts(row["turns"]), row["question_id"])
 
     return _read(file, question, "question_id and turns")
 
@@ -98,11 +99,12 @@ def table(questions: Sequence[Question], scores: Iterable[tuple[str, float | Non
             n_unscored += 1
             continue
         by_turn[int(turn)].append(score)
-        by_category[category[question]].append(score)
+        if category:
+            by_category[category[question]].append(score)
     everything = [score for scores in by_turn.values() for score in scores]
-    means = tuple(_mean(by_turn[turn]) for turn in sorted(by_turn))
+    turns = {turn: _mean(by_turn[turn]) for turn in sorted(by_turn)}
     names = {name: _mean(values) for name, values in sorted(by_category.items())}
-    return Table(_mean(everything), means, names, len(everything), n_unscored)
+    return Table(_mean(everything), turns, names, len(everything), n_unscored)
 
 
 def _dialogue(question: Question, answers: Sequence[str], turn: int) -> Response:

@@ -147,7 +147,7 @@ def judge_pairs(
             if example.responses[i] == example.responses[j] and (example.id, (i, j)) not in known:
                 add(Judgment(example.id, i, j, "tie", name, (i, j), 0.0, _now(), IDENTICAL))
     asked = questions(examples, judge, order=order, seed=seed, secret=replies.secret, known=known)
-    for n, (index, answer, read) in enumerate(_read(asked, judge, replies, ledger, max_cost), 1):
+    for n, (index, answer, read) in enumerate(verdicts(asked, judge, replies, ledger, max_cost), 1):
         on_progress(n, len(asked))
         if isinstance(answer, Failed) and not answer.asked:
             n_left += 1
@@ -170,7 +170,7 @@ def judge_scores(
     asked = questions(examples, judge, order="both", seed=0, secret=replies.secret)
     found: list[Scored | None] = [None] * len(asked)
     n_left = 0
-    for n, (index, answer, read) in enumerate(_read(asked, judge, replies, ledger, max_cost), 1):
+    for n, (index, answer, read) in enumerate(verdicts(asked, judge, replies, ledger, max_cost), 1):
         on_progress(n, len(asked))
         if isinstance(answer, Failed) and not answer.asked:
             n_left += 1
@@ -181,9 +181,11 @@ def judge_scores(
     return Rated([one for one in found if one is not None], n_left)
 
 
-def _read(
+def verdicts(
     asked: Sequence[Asked], judge: Judge, replies: Replies, ledger: Ledger, max_cost: float | None
 ) -> Iterator[tuple[int, Answer | Failed, Read]]:
+    """(index of the question, the reply, what it says) as they come. A reply that says nothing is not remembered."""
+
     def read(index: int, answer: Answer) -> Read:
         one = asked[index]
         reader = read_pair if one.template.kind == "pair" else read_score

@@ -1,4 +1,4 @@
-"""Win rate as AlpacaEval counts it, on every annotation file that is here; MT-Bench's table and verdicts by recorded judges."""
+"""Win rate as AlpacaEval counts it, on every annotation file that is here; MT-Bench's dialogues and table."""
 
 from __future__ import annotations
 
@@ -11,17 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tape_server import TapeServer, serving, tape
 
-from preftune.asking.records import Ledger
-from preftune.asking.replies import Replies
-from preftune.asking.server import Server
 from preftune.data.types import Judgment
 from preftune.errors import DataError
-from preftune.evaluate.mtbench import Question, dialogues, read_answers, read_questions, table
+from preftune.evaluate.mtbench import Question, dialogues, read_questions, table
 from preftune.evaluate.winrate import preference, preferences_for, win_rate
-from preftune.label.judge import Judge, judge_pairs, judge_scores
-from preftune.label.template import open_template
 
 
 @pytest.fixture(scope="module")
@@ -84,39 +78,12 @@ def test_judgments_become_preferences_for_a_response() -> None:
 # ---- MT-Bench ---------------------------------------------------------------------------------------------------------
 
 
-def test_mt_bench_scores_and_verdicts_by_recorded_judges(shared_data: Path, expected: dict[str, Any], tmp_path: Path) -> None:
-    folder = shared_data / "mt_bench"
-    questions, references = read_questions(folder / "question.jsonl"), read_answers(folder / "reference_answer_gpt-4.jsonl")
-    answers = {m: read_answers(folder / f"Stefanstud_FastChat/model_answer/{m}.jsonl.gz") for m in ("phi-3", "phi-3-dpo")}
-    single = dialogues(questions, {"phi-3-dpo": answers["phi-3-dpo"]}, references)
-    first_turns = [e for e in dialogues(questions, answers, references) if e.id.endswith("/1")]
-    prompts = folder / "judge_prompts.jsonl"
-    with Replies(tmp_path / "r.sqlite") as replies:
-        with serving(TapeServer(tape(folder / "tapes/phi-3-dpo.single.tape.jsonl.gz"))) as state, Server(state.url) as server:
-            judge = Judge(server, "gpt-4", open_template(prompts, name="single-v1"))
-            scored = judge_scores(single, judge, replies=replies, ledger=Ledger()).scores
-        assert state.n_requests == 160
-        with (
-            serving(TapeServer(tape(folder / "tapes/phi-3_vs_phi-3-dpo.pair.tape.jsonl.gz"))) as state,
-            Server(state.url) as server,
-        ):
-            judge = Judge(server, "gpt-4", open_template(prompts, name="pair-v2"))
-            judged = judge_pairs(first_turns, judge, replies=replies, ledger=Ledger()).judgments
-    found, want = table(questions, [(s.example, s.score) for s in scored]), expected["mt_bench_single"]["Stefanstud+FastChat"]
-    want = want["models"]["phi-3-dpo"]
-    assert found.turns == (want["turn1"], want["turn2"]) and found.average == want["average"]
-    assert found.by_category == pytest.approx(want["by_category"]) and (found.n, found.n_unscored) == (160, 0)
-    pair, rate = expected["mt_bench_pair"]["Stefanstud+FastChat"], win_rate(preferences_for(judged))
-    assert (rate.n_wins, rate.n_wins_base, rate.n_draws) == (pair["wins_phi3dpo"], pair["wins_phi3"], pair["ties"])
-    assert rate.win_rate == pytest.approx(100 * pair["win_rate_adjusted_phi3dpo"], abs=1e-9)
-
-
 def test_a_second_turn_is_judged_with_the_first(tmp_path: Path) -> None:
     questions = [Question("1", "math", ("2+2?", "twice that?"))]
     first, second = dialogues(questions, {"m": {"1": ("4", "8")}}, {"1": ("four", "eight")})
     assert (first.id, first.responses, first.reference) == ("1/1", ("4",), "four")
     assert [m.content for m in second.responses[0]] == ["4", "twice that?", "8"]  # type: ignore[union-attr]
-    assert table(questions, [("1/1", 6.0), ("1/2", None)]) == (6.0, (6.0,), {"math": 6.0}, 1, 1)
+    assert table(questions, [("1/1", 6.0), ("1/2", None)]) == (6.0, {1: 6.0}, {"math": 6.0}, 1, 1)
     with pytest.raises(DataError, match="m: question 1: 1 answers, expected 2"):
         dialogues(questions, {"m": {"1": ("4",)}})
     (tmp_path / "q.jsonl").write_text('{"question_id": 1, "turns": []}\n{"id": 2}\n')
