@@ -172,7 +172,7 @@ def _steps(side: Side, model: Any, trees: Sequence[Tree], run: Run) -> Result:
             began = time.perf_counter()
             optimizer.zero_grad(set_to_none=False)
             sums = backward(scorer, map(Micro, map(policy.pack, step), known), goal, n_units=[run.pairs])
-            metrics, _ = to_host(goal, sums, Ranks(), clip(policy, 1.0), watch.moved())
+            metrics, _ = to_host(goal, sums, Ranks(), clip(policy, 1.0), *watch.moved())
             optimizer.step()
             if cuda:
                 torch.cuda.synchronize(device)

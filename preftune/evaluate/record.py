@@ -77,6 +77,7 @@ class Answers:
     distinct_1: float  # different words over all words
     distinct_2: float
     unique: float  # different responses over all responses
+    logp_per_token: Estimate | None = None  # of its own answers, by the model that gave them, nats
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ import preftune
 from preftune.config import Config
 from preftune.data.template import Renderer
 from preftune.data.write import plain
+from preftune.engine.policy import Policy
 from preftune.engine.reward import RewardModel
-from preftune.errors import ConfigError, Interrupted, PreftuneError, StorageError
+from preftune.errors import ConfigError, Interrupted, PreftuneError, StorageError, TrainingError
 from preftune.files import storage, write_atomic
 from preftune.generate import Sampling, sample
 from preftune.losses.objective import goal_of
@@ -110,6 +111,8 @@ def run_job(config: Config, *, resume: bool = False) -> Iterator[JobEvent]:
     except BaseException as error:
         if ranks.main and not taken and not run.metrics(split="train"):
             _remove(run, there, missing)  # nothing was trained: nothing half-written stays
+        elif ranks.main and isinstance(error, TrainingError):
+            run.log_event("failed", str(error))  # for whoever reads the folder later
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(_how_to_go_on(run)) from None
         raise
@@ -180,7 +183,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
     yield Said("model", _describe(policy, precision))
     yield Said("path", policy.path.why)
     if ranks.main and not going_on:
-        _write_start(run, config, data, ranks, device)
+        _write_start(run, config, data, policy, ranks, device)
     reference, start = None, name_of(config.model, precision, ranks, cache_of(config))
     if any(o.needs_reference for o in goal) and not config.sync.every:  # a reference that moves is no use to store
         for event in score_reference(config, policy, precision, trees, ranks, renderer.tokenizer, start=start):
@@ -298,9 +301,10 @@ def _samples(run: Run, config: Config, policy: Any, renderer: Any, asked: list[A
     run.log_samples(rows)
 
 
-def _write_start(run: Run, config: Config, data: Data, ranks: Ranks, device: torch.device) -> None:
+def _write_start(run: Run, config: Config, data: Data, policy: Policy, ranks: Ranks, device: torch.device) -> None:
     run.write_json(run.data_file, data.counts)
-    run.write_json(run.env_file, environment(ranks, device))
+    total, learns = _n_weights(policy)
+    run.write_json(run.env_file, environment(ranks, device) | {"weights": total, "weights_trained": learns})
     write_atomic(run.config_file, config.to_yaml())  # last: from here on the folder is a run
 
 
@@ -337,8 +341,13 @@ def _git() -> str | None:
         return None
 
 
-def _describe(policy: Any, precision: Any) -> str:
-    total = sum(p.numel() for p in policy.parameters())
-    learns = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+def _n_weights(policy: Policy) -> tuple[int, int]:
+    """All weights, and those that learn."""
+    sizes = [(p.numel(), p.requires_grad) for p in policy.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+
+
+def _describe(policy: Policy, precision: Any) -> str:
+    total, learns = _n_weights(policy)
     part = "all of them learn" if learns == total else f"{learns:,} ({learns / total:.2%}) learn"
     return f"{total:,} weights, {part}; {precision} on {next(policy.parameters()).device}"

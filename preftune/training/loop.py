@@ -191,7 +191,7 @@ def _step(
     norm = clip(work.policy, config.optim.clip)
     if index + 1 < plan.n_steps and work.live is None:
         feed.prepare(index + 1)  # before the device is waited for
-    metrics, (grad_norm, moved) = to_host(work.goal, sums, work.ranks, norm, watch.moved())
+    metrics, (grad_norm, moved, way) = to_host(work.goal, sums, work.ranks, norm, *watch.moved())
     _check_finite(work, index, examples, metrics | {"grad_norm": grad_norm})
     if index == 0 and work.starts_as_reference:
         start = evaluate(work.policy, _step_micros(work, 0, lengths), work.goal, ranks=work.ranks, as_reference=True)
@@ -208,6 +208,7 @@ def _step(
         "seconds": seconds,
         "tokens_per_second": n_tokens / seconds,
         "weights_moved": moved,
+        "weights_change": way,
         "epoch": (index + 1) / plan.steps_per_epoch,
     }
     return Step(index, metrics["loss"], lr, grad_norm, n_tokens, seconds, metrics)

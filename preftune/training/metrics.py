@@ -23,6 +23,7 @@ Sums = dict[str, Float[Tensor, "2"]]
 _NOISE = 1e-3  # reward: what rounding of log-probs can make of one, and less than a modifier adds to one on purpose
 _REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 _SIDES = ("logps/chosen", "logps/rejected", "lengths/chosen", "lengths/rejected")
+_RATIOS = ("log_ratios/chosen", "log_ratios/rejected")
 
 BETTER = {
     "loss": -1,
@@ -52,7 +53,8 @@ def metric_names(goal: Sequence[Objective]) -> list[str]:
     names += ["kl"] * any(o.needs_reference for o in goal)
     if rewards is not None:
         names += [n for n in _REWARDS if rewards.record is not Labels or n != "rewards/accuracies"]
-    names += _SIDES if any(o.record in (Pairs, RefPairs, Labels) for o in goal) else ()
+    if any(o.record in (Pairs, RefPairs, Labels) for o in goal):
+        names += [*_SIDES, *(_RATIOS if any(o.needs_reference for o in goal) else ())]
     return list(dict.fromkeys(names))
 
 
@@ -150,18 +152,18 @@ def _by_label(name: str, values: Float[Tensor, "N"], desirable: Tensor) -> Sums:
 
 @torch.no_grad()
 def measure_batch(goal: Sequence[Objective], scored: Scored) -> Sums:
-    """What is logged of a micro-batch whatever the objective: log-probs and lengths by side, and the KL to the reference."""
+    """What is logged of a micro-batch whatever the objective: log-probs and lengths by side, and how far the reference is."""
     sums: Sums = {}
     records = {o.record for o in goal}
-    if records & {Pairs, RefPairs}:
-        for name, values in (("logps", scored.logp_sum), ("lengths", scored.n_tokens)):
-            sums |= {
-                f"{name}/{side}": total(v) for side, v in zip(("chosen", "rejected"), scored.of_pairs(values), strict=True)
-            }
-    elif Labels in records:
-        at, desirable = scored.units.labelled, scored.units.desirable
-        sums |= _by_label("logps", scored.logp_sum[at], desirable) | _by_label("lengths", scored.n_tokens[at], desirable)
-    if any(o.needs_reference for o in goal):
+    against = any(o.needs_reference for o in goal)
+    values = {"logps": scored.logp_sum, "lengths": scored.n_tokens}
+    values |= {"log_ratios": scored.logp_sum - scored.ref_logp_sum} if against else {}
+    for name, one in values.items():
+        if records & {Pairs, RefPairs}:
+            sums |= {f"{name}/{side}": total(v) for side, v in zip(("chosen", "rejected"), scored.of_pairs(one), strict=True)}
+        elif Labels in records:
+            sums |= _by_label(name, one[scored.units.labelled], scored.units.desirable)
+    if against:
         sums["kl"] = _kl(scored)
     return sums
 

@@ -54,7 +54,7 @@ def clip(policy: nn.Module, largest: float) -> Tensor:
 
 
 class WeightWatch:
-    """Counts how many weights have moved from where they started, on a fixed sample: updates lost to rounding show here."""
+    """How many weights have moved from where they started, and how far, on a fixed sample: updates lost to rounding show."""
 
     def __init__(self, policy: nn.Module, *, n: int = 1 << 20) -> None:
         """Remembers about `n` weights, spread evenly over all trainable tensors."""
@@ -62,7 +62,14 @@ class WeightWatch:
         stride = max(1, sum(p.numel() for p in trainable) // n)
         self._watched = [(p, p.detach().flatten()[::stride].clone(), stride) for p in trainable]
 
-    def moved(self) -> Tensor:
-        """Fraction of the watched weights that differ from their start, on the device."""
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """Fraction of the watched weights that differ from their start, and ‖θ − θ₀‖ / ‖θ₀‖ over them, on the device."""
         n = sum(len(start) for _, start, _ in self._watched)
-        return torch.stack([(p.detach().flatten()[::s] != start).sum() for p, start, s in self._watched]).sum() / n
+        table = torch.stack([_difference(p.detach().flatten()[::s], start) for p, start, s in self._watched]).sum(0)
+        return table[0] / n, (table[1] / table[2].clamp(min=torch.finfo(torch.double).tiny)).sqrt()
+
+
+def _difference(now: Tensor, start: Tensor) -> Tensor:
+    """[3] how many weights differ, the square of their way, and of their norm at the start; double."""
+    way = now.double() - start.double()
+    return torch.stack([(now != start).sum().double(), way.square().sum(), start.double().square().sum()])

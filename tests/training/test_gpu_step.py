@@ -39,7 +39,7 @@ def test_nothing_waits_for_the_device_inside_a_step() -> None:
         )
         optimizer.zero_grad(set_to_none=False)
         sums = backward(policy, micros, goal, n_units=[6])
-        kept[:] = [sums, clip(policy, 1.0), watch.moved()]
+        kept[:] = [sums, clip(policy, 1.0), *watch.moved()]
         optimizer.step()
 
     step()  # what is compiled or allocated at first use may wait

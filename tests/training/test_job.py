@@ -83,12 +83,13 @@ def test_metrics_have_a_row_a_step_and_an_evaluation_as_asked(run: Run) -> None:
     assert [r["step"] for r in run.metrics(split="eval")] == [0, 2, 4, 5]
     names = {"loss", "grad_norm", "learning_rate", "rewards/chosen", "rewards/rejected", "rewards/margins",
              "rewards/accuracies", "logps/chosen", "logps/rejected", "kl", "lengths/chosen", "lengths/rejected",
-             "tokens", "seconds", "tokens_per_second", "weights_moved", "epoch", "step", "split"}  # fmt: skip
+             "log_ratios/chosen", "log_ratios/rejected", "tokens", "seconds", "tokens_per_second", "weights_moved",
+             "weights_change", "epoch", "step", "split"}  # fmt: skip
     last = run.metrics(split="train")[-1]
     assert set(last) == names
     assert last["weights_moved"] > 0.5 and last["loss"] < 0.6
     assert set(run.metrics(split="eval")[0]) == names - {
-        "grad_norm", "learning_rate", "tokens", "seconds", "tokens_per_second", "weights_moved", "epoch"
+        "grad_norm", "learning_rate", "tokens", "seconds", "tokens_per_second", "weights_moved", "weights_change", "epoch"
     }  # fmt: skip
 
 

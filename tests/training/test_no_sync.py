@@ -82,7 +82,7 @@ def test_a_step_waits_for_the_device_once(name: str, attention: str) -> None:
 
     def step() -> None:
         sums = backward(policy, micros, goal, n_units=[6])
-        kept.extend([sums, clip(policy, 1.0), watch.moved()])
+        kept.extend([sums, clip(policy, 1.0), *watch.moved()])
         optimizer.step()
 
     assert asked(step) == []

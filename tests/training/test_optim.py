@@ -117,11 +117,25 @@ def test_weights_that_do_not_move_are_seen(dtype: torch.dtype, moved: float) -> 
     with torch.no_grad():
         model.weight.copy_(model.weight.abs() + 0.05)
     watch = WeightWatch(model)
-    assert watch.moved().item() == 0.0
+    assert watch.moved()[0].item() == 0.0
     optimizer = make_optimizer(model, Optim(lr=1e-6))
     model.weight.grad = torch.ones_like(model.weight)
     optimizer.step()
-    assert watch.moved().item() == moved
+    assert watch.moved()[0].item() == moved
+
+
+def test_how_far_weights_have_come_is_measured_against_where_they_started() -> None:
+    model = nn.Linear(30, 20, dtype=torch.float64)
+    watch = WeightWatch(model)
+    start = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    with torch.no_grad():
+        model.weight += torch.randn_like(model.weight)
+    way = torch.cat([p.detach().flatten() for p in model.parameters()]) - start
+    assert watch.moved()[1].item() == pytest.approx((way.norm() / start.norm()).item(), rel=1e-12)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert WeightWatch(model).moved()[1].item() == 0.0, "weights that start at 0 divide nothing by 0"
 
 
 def test_the_watch_is_a_sample_of_every_trainable_tensor() -> None:
@@ -131,4 +145,4 @@ def test_the_watch_is_a_sample_of_every_trainable_tensor() -> None:
         model.bias += 1
         model.frozen += 1
     n = {name: -(-p.numel() // 4) for name, p in model.named_parameters() if p.requires_grad}  # 29 weights: every fourth
-    assert watch.moved().item() == pytest.approx(n["bias"] / sum(n.values()))
+    assert watch.moved()[0].item() == pytest.approx(n["bias"] / sum(n.values()))

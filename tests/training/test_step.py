@@ -108,6 +108,7 @@ def textbook(kind: str, smoothing: float) -> tuple[float, dict[str, Tensor], dic
         "rewards/rejected": BETA * (sums[lo] - ref[lo]).mean(), "rewards/margins": h.mean(),
         "rewards/accuracies": (h > 0).double().mean(), "logps/chosen": sums[w].mean(), "logps/rejected": sums[lo].mean(),
         "lengths/chosen": n[w].mean(), "lengths/rejected": n[lo].mean(),
+        "log_ratios/chosen": (sums[w] - ref[w]).mean(), "log_ratios/rejected": (sums[lo] - ref[lo]).mean(),
     }  # fmt: skip
     found = tiny.gradients(policy)
     Policy(policy.model, policy.path)  # back to the attention of its path
