@@ -17,12 +17,13 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from preftune.engine.batch import Batch
-from preftune.engine.cpu_attention import BlockAttention
+from preftune.engine.cpu_attention import BlockAttention, pieces
 
 FOREST, DENSE = "preftune_forest", "preftune_dense"
 
@@ -50,11 +51,26 @@ class Unmodelled(Exception):
 class Forest:
     """The layout of one batch, and its masks, made once for all layers."""
 
-    def __init__(self, batch: Batch) -> None:
-        """`batch` is packed as a forest."""
+    def __init__(self, batch: Batch, read: Int[Tensor, "n"] | None = None) -> None:
+        """`batch` is packed as a forest. Of the last layer's output only the rows `read` are read, in any order; None: all."""
         self.batch = batch
         self.spans = batch.spans
+        self.asked: Int[Tensor, "m"] | None = None  # rows whose attention is asked for, ascending; None: all
+        self._read = read
         self._made: dict[Hashable, Any] = {}
+
+    def last(self) -> Forest:
+        """The same for the last layer: attention is asked for only where its output is read."""
+        read = self._read
+        if read is None or isinstance(read, FakeTensor):  # the latter has no numbers
+            return self
+
+        def make() -> Forest:
+            forest = Forest(self.batch)
+            forest.asked = read.unique()
+            return forest
+
+        return self.once("last", make)
 
     def once(self, name: Hashable, make: Callable[[], _Made]) -> _Made:
         """What `make` gives, made at the first call for `name`."""
@@ -109,7 +125,8 @@ def forest_attention(
     forest = check_modelled(forest, attention_mask, dropout, others)
     if sliding_window is None and softcap is None and _precise_on_cpu(query, key, value):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out: Tensor = BlockAttention.apply(query[0], key[0], value[0], forest.spans, scale)  # type: ignore[no-untyped-call]
+        cut = forest.once("pieces", lambda: pieces(forest.spans, None if forest.asked is None else forest.asked.numpy()))
+        out: Tensor = BlockAttention.apply(query[0], key[0], value[0], cut, scale)  # type: ignore[no-untyped-call]
         return out[None], None
     sizes = [n for span in forest.spans for n in _calls(span.prompt, span.branches)]
     # split, not slices: the gradient of a split is one concatenation, that of n slices is n zero-padded rows

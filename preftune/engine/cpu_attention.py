@@ -12,8 +12,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function
 
@@ -23,11 +25,12 @@ from preftune.engine.linear import product_t
 _BLOCK = 256  # queries that meet their keys at once
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """Consecutive tokens, each of which sees those of a prefix and those of the piece that are not later."""
 
     prefix: slice
     rows: slice
+    asked: slice  # the rows among these whose queries are answered
 
     def gathered(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "m D"]:
         """Rows of the prefix and of the piece."""
@@ -35,26 +38,34 @@ class _Piece(NamedTuple):
 
     def blocks(self) -> Iterator[tuple[slice, int]]:
         """Rows of a block, and how many of the gathered keys its last row sees."""
-        n = self.rows.stop - self.rows.start
+        n = self.asked.stop - self.asked.start
         parts = math.ceil(n / _BLOCK)
+        before = self.prefix.stop - self.prefix.start - self.rows.start
         for i in range(parts):
-            first, end = n * i // parts, n * (i + 1) // parts
-            yield (
-                slice(self.rows.start + first, self.rows.start + end),
-                self.prefix.stop - self.prefix.start + end,
-            )
+            first, end = self.asked.start + n * i // parts, self.asked.start + n * (i + 1) // parts
+            yield slice(first, end), before + end
 
 
-def _pieces(spans: Sequence[TreeSpan]) -> Iterator[_Piece]:
+def pieces(spans: Sequence[TreeSpan], rows: NDArray[np.int64] | None = None) -> list[Piece]:
+    """The forest cut into pieces. Where only `rows` (ascending) are read, each answers from its first of them to its last."""
+
+    def piece(prefix: slice, own: slice) -> Piece:
+        if rows is None:
+            return Piece(prefix, own, own)
+        inside = rows[np.searchsorted(rows, own.start) : np.searchsorted(rows, own.stop)].tolist()
+        return Piece(prefix, own, slice(inside[0], inside[-1] + 1) if inside else slice(own.start, own.start))
+
+    found = []
     at = 0
     for span in spans:
         prompt = slice(at, at + span.prompt)
         at = prompt.stop + (span.branches[0] if span.branches else 0)
-        yield _Piece(slice(at, at), slice(prompt.start, at))  # the first branch stands right after its prompt
+        found.append(piece(slice(at, at), slice(prompt.start, at)))  # the first branch stands right after its prompt
         for n in span.branches[1:]:
             if n:
-                yield _Piece(prompt, slice(at, at + n))
+                found.append(piece(prompt, slice(at, at + n)))
             at += n
+    return found
 
 
 def _later(like: Tensor) -> Tensor:
@@ -71,16 +82,16 @@ def _probabilities(query: Tensor, keys: Tensor, later: Tensor) -> Tensor:
 
 
 class BlockAttention(Function):
-    """(query [H T D], key [G T D], value [G T E], spans, scale) -> [T H E], in float32 or float64."""
+    """(query [H T D], key [G T D], value [G T E], pieces, scale) -> [T H E] in float32 or float64, 0 where not asked."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[TreeSpan], scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: Sequence[Piece], scale: float) -> Tensor:
         """Blocks of one head after another."""
         ctx.save_for_backward(query, key, value)
-        ctx.spans, ctx.scale = spans, scale
+        ctx.forest, ctx.scale = forest, scale
         heads, group, later = len(query), len(query) // len(key), _later(query)
-        out = query.new_empty(query.shape[1], heads, value.shape[-1])
-        for piece in _pieces(spans):
+        out = query.new_zeros(query.shape[1], heads, value.shape[-1])
+        for piece in forest:
             for g in range(len(key)):
                 keys, values = piece.gathered(key[g]), piece.gathered(value[g])
                 for h in range(g * group, (g + 1) * group):
@@ -96,7 +107,7 @@ class BlockAttention(Function):
         group, later = len(query) // len(key), _later(query)
         # laid out as the projections are that they go to
         grads = [torch.zeros(x.shape[1], len(x), x.shape[2], dtype=x.dtype).transpose(0, 1) for x in (query, key, value)]
-        for piece in _pieces(ctx.spans):
+        for piece in ctx.forest:
             for g in range(len(key)):
                 keys, values = piece.gathered(key[g]), piece.gathered(value[g])
                 grad_keys, grad_values = (torch.zeros_like(x.T, memory_format=torch.contiguous_format) for x in (keys, values))

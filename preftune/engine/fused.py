@@ -45,6 +45,11 @@ def use_fused(model: nn.Module, on: bool) -> None:
             module.forward = MethodType(forward, module)
 
 
+def is_gated_mlp(module: nn.Module) -> bool:
+    """Whether a module was given the forward pass of a gated MLP, which treats each row by itself."""
+    return getattr(module.forward, "__func__", None) is _gated_mlp
+
+
 def _served(module: nn.Module) -> Callable[..., Any] | None:
     """The forward pass that serves such a module."""
     if type(module) is nn.Linear:

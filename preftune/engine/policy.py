@@ -30,6 +30,7 @@ from preftune.engine.batch import Batch, Layout, alone, even_rows, pack, rows_of
 from preftune.engine.distribution import Predictions
 from preftune.engine.fused import use_fused
 from preftune.engine.head import HeadShape, token_logps
+from preftune.engine.narrow import use_narrow
 from preftune.errors import ModelError
 from preftune.model.attention import own_attention
 from preftune.model.lora import plain
@@ -65,6 +66,7 @@ class Policy(nn.Module):
             plain(model).set_attn_implementation(wanted)
         on_cpu = next(model.parameters()).device.type == "cpu"
         use_fused(model, path.head == "own" and on_cpu)
+        use_narrow(model, path.layout == "forest" and on_cpu)
         self._longest_together = _longest_together(plain(model).config)
 
     def forward(
@@ -105,7 +107,7 @@ class Policy(nn.Module):
             if self.path.head == "model":
                 logits = self.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
                 return Predictions(logits.flatten(0, 1).index_select(0, batch.source), None, None, HeadShape())
-            hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.source)
+            hidden = self._hidden(batch, batch.source)
         head = plain(self.model).get_output_embeddings()
         return Predictions(hidden, head.weight, head.bias, self.head_shape)
 
@@ -115,13 +117,14 @@ class Policy(nn.Module):
     def _casting(self) -> AbstractContextManager[object]:
         return torch.autocast(next(self.parameters()).device.type, self.autocast) if self.autocast else nullcontext()
 
-    def _hidden(self, batch: Batch) -> Float[Tensor, "N T D"]:
+    def _hidden(self, batch: Batch, read: Int[Tensor, "n"]) -> Float[Tensor, "n D"]:
+        """The last hidden states at these flat indices; at others they need not be computed."""
         body = plain(self.model).base_model
         if self.path.layout == "forest":
-            out = body(input_ids=batch.tokens, position_ids=batch.position, use_cache=False, forest=Forest(batch))
+            out = body(input_ids=batch.tokens, position_ids=batch.position, use_cache=False, forest=Forest(batch, read))
         else:
             out = body(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
-        hidden: Tensor = out.last_hidden_state
+        hidden: Tensor = out.last_hidden_state.flatten(0, 1).index_select(0, read)
         return hidden.to(self.autocast) if self.autocast else hidden
 
     def pack(self, trees: Sequence[Tree]) -> Batch:

@@ -38,10 +38,7 @@ class RewardModel(Policy):
     def _scores(self, batch: Batch) -> Float[Tensor, "R"]:
         device = next(self.parameters()).device
         with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
-            if self.path.head == "model":
-                scores = self._own_scores(batch)
-            else:
-                scores = self._hidden(batch).flatten(0, 1).index_select(0, batch.last)
+            scores = self._own_scores(batch) if self.path.head == "model" else self._hidden(batch, batch.last)
         if self.path.head == "own":  # outside autocast: a score keeps the digits that its head has
             head = plain(self.model).score
             scores = head(scores.to(head.weight.dtype))

@@ -113,7 +113,7 @@ def kept(policy: Policy, batch: Any) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        policy._hidden(batch)
+        policy._hidden(batch, batch.source)
     return sum(found.values())
 
 
