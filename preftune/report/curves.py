@@ -53,7 +53,7 @@ PANELS = (
     Panel("KL from the reference", "nats per response", ("kl",), level=0.0, note="on the responses of the data"),
     Panel("Response lengths", "tokens", ("lengths/chosen", "lengths/rejected"), note="of the data, not of own answers"),
     Panel("Gradient norm", "L2", ("grad_norm",), note="before clipping"),
-    Panel("Learning rate", "per step", ("learning_rate",)),
+    Panel("Learning rate", "size of an update", ("learning_rate",)),
     Panel("Speed", "tokens/s", ("tokens_per_second",)),
 )
 

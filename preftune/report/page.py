@@ -120,7 +120,7 @@ def _summary(one: Loaded) -> Summary:
         findings=found_in,
         quiet=[(f"{f.name.replace('_', ' ')} ({f.severity})", f.said) for f in quiet],
         checked=[f for f in one.checked if f.severity not in ("ok", "skipped")],
-        data=[row for row in flat(one.data) if row[0] != "dropped_rows"],
+        data=[(name.replace("_", " "), value) for name, value in flat(one.data) if name != "dropped_rows"],
         dropped=_dropped(one),
         settings=one.settings,
         again=shlex.join(["preftune", "train", str(one.run.config_file), f"out={one.run.path}-again"]),

@@ -106,8 +106,8 @@
     }
 
     valueOf(line, u, si, k) {
-      const at = k ?? this.ends?.[si];
-      if (at == null || !this.u && k == null) return "";
+      const at = k ?? (this.spec.together ? this.ends?.[si] : null); // a curve says where it ended
+      if (at == null) return "";
       const v = u.data[si][at];
       if (v == null) return "–";
       const low = line.low && u.data[si + 1][at], high = line.low && u.data[si + 2][at];
@@ -216,7 +216,8 @@
           const x = u.valToPos(line.x[k], "x", true), y = u.valToPos(line.y[k], "y", true);
           if (x < b.left || x > b.left + b.width) return;
           const width = ctx.measureText(label).width, turned = x + width + 8 * ratio > b.left + b.width;
-          const left = turned ? x - width - 7 * ratio : x + 7 * ratio, base = Math.max(y - 5 * ratio, b.top + 12 * ratio);
+          const left = turned ? x - width - 7 * ratio : x + 7 * ratio;
+          const base = Math.max(y + (line.draw === "dots" ? 16 : -5) * ratio, b.top + 12 * ratio); // off the line that joins them
           if (taken.some((t) => Math.abs(t.base - base) < 12 * ratio && left < t.right && t.left < left + width)) return;
           taken.push({ left, right: left + width, base });
           ctx.fillText(label, left, base);
@@ -284,6 +285,7 @@
   };
   readTheme();
   const start = () => {
+    document.getElementById("still").hidden = true;
     for (const figure of document.querySelectorAll("figure.plot")) drawn.push(new Drawing(figure));
   };
   addEventListener("DOMContentLoaded", start); // uPlot follows this script, and reads the ratio set above

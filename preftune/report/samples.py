@@ -14,6 +14,7 @@ import re
 from bisect import bisect
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from preftune.report.loaded import Loaded
@@ -111,28 +112,47 @@ def _ratios(row: dict[str, Any]) -> list[float]:
 
 
 def _compared(prompt: str, asked: _Asked) -> Sample:
+    """The answers with what differs marked: in each after, and in the before where it is compared with one alone."""
     before = asked.before
-    after = [(name, None if said is None else _answer(said, before)) for name, said in asked.after]
-    lone = asked.after[0][1] if len(asked.after) == 1 else None
-    return Sample(prompt, None if before is None else _answer(before, lone), after, asked.why)
+    first = "" if before is None else _full(before)
+    marks: list[bool] = []
+    after: list[tuple[str, Answer | None]] = []
+    for name, said in asked.after:
+        if before is None or said is None:
+            after.append((name, None if said is None else _answer(said, [])))
+        else:
+            marks, theirs = _differences(first, _full(said))
+            after.append((name, _answer(said, theirs)))
+    shown = None if before is None else _answer(before, marks if len(asked.after) == 1 else [])
+    return Sample(prompt, shown, after, asked.why)
 
 
-def _answer(said: _Said, other: _Said | None) -> Answer:
-    """The answer with the words marked that `other` does not have, and its tokens by how far they moved."""
-    tokens, ratios = said.row.get("pieces"), _ratios(said.row)
-    whole = isinstance(tokens, list) and all(isinstance(t, str) for t in tokens) and len(tokens) == len(ratios) > 0
-    parts: list[str] = tokens if isinstance(tokens, list) and whole else [said.text]
-    full = "".join(parts)
-    changed = _changed(full, other.text) if other else [False] * len(full)
+def _parts(said: _Said) -> list[str]:
+    """The tokens of an answer where each has its log-ratio, else the text as a whole."""
+    tokens = said.row.get("pieces")
+    whole = isinstance(tokens, list) and all(isinstance(t, str) for t in tokens) and len(tokens) == len(_ratios(said.row)) > 0
+    return tokens if isinstance(tokens, list) and whole else [said.text]
+
+
+def _full(said: _Said) -> str:
+    return "".join(_parts(said))
+
+
+def _answer(said: _Said, changed: list[bool]) -> Answer:
+    """The answer in pieces. `changed`: of each character, whether it differs; [] where nothing is compared."""
+    parts, ratios = _parts(said), _ratios(said.row)
+    heated = len(parts) == len(ratios)
+    n_characters = sum(map(len, parts))
+    changed = changed or [False] * n_characters
     pieces, at = [], 0
     for k, token in enumerate(parts):
-        ratio = ratios[k] if whole else None
+        ratio = ratios[k] if heated else None
         for piece, differs in _runs(token, changed[at : at + len(token)], max(0, _LONGEST - at)):
             pieces.append(Piece(piece, differs, _heat(ratio), "" if ratio is None else f"{ratio:+.2f} nats"))
         at += len(token)
-    most = sorted(range(len(ratios)), key=lambda k: -abs(ratios[k]))[:_MOVES] if whole else []
+    most = sorted(range(len(ratios)), key=lambda k: -abs(ratios[k]))[:_MOVES] if heated else []
     moves = [(parts[k].strip() or repr(parts[k]), f"{ratios[k]:+.2f}") for k in most if _heat(ratios[k])]
-    return Answer(pieces, _note(said, len(full)), moves)
+    return Answer(pieces, _note(said, n_characters), moves)
 
 
 def _note(said: _Said, n_characters: int) -> str:
@@ -163,14 +183,14 @@ def _runs(token: str, changed: list[bool], room: int) -> list[tuple[str, bool]]:
     return runs
 
 
-def _changed(mine: str, other: str) -> list[bool]:
-    """Of each character, whether its word is one that `other` does not have in that place."""
-    words, others = (re.findall(r"\w+|\s+|[^\w\s]", full[: 2 * _LONGEST]) for full in (mine, other))
-    changed = [False] * len(mine)
-    places = [0]
-    for word in words:
-        places.append(places[-1] + len(word))
-    for kind, a, b, *_ in SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
-        if kind in ("replace", "delete"):
-            changed[places[a] : places[b]] = [True] * (places[b] - places[a])
+def _differences(before: str, after: str) -> tuple[list[bool], list[bool]]:
+    """Of each character of both, whether its word is one that the other text does not have in that place."""
+    texts = before[: 2 * _LONGEST], after[: 2 * _LONGEST]
+    words = [re.findall(r"\w+|\s+|[^\w\s]", text) for text in texts]
+    places = [list(accumulate(map(len, side), initial=0)) for side in words]
+    changed = [False] * len(before), [False] * len(after)
+    for kind, *spans in SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
+        if kind != "equal":
+            for marks, at, (a, b) in zip(changed, places, (spans[:2], spans[2:]), strict=True):
+                marks[at[a] : at[b]] = [True] * (at[b] - at[a])
     return changed
