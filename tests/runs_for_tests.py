@@ -58,6 +58,7 @@ def metrics(n_steps: int, words: str, beta: float) -> list[dict[str, Any]]:
             "rewards/accuracies": min(1.0, max(0.0, 0.5 + 0.25 * done + draw.gauss(0, 0.08))),
             "rewards/margins": margin, "rewards/chosen": 0.3 * done + draw.gauss(0, 0.1), "rewards/rejected": -0.8 * done,
             "logps/chosen": -41 - 2 * done + draw.gauss(0, 1), "logps/rejected": -44 - 9 * done + draw.gauss(0, 1),
+            "log_ratios/chosen": -2 * done, "log_ratios/rejected": -9 * done + draw.gauss(0, 1),
             "lengths/chosen": 31 + draw.gauss(0, 1), "lengths/rejected": 29 + draw.gauss(0, 1),
             "grad_norm": 1.5 + abs(draw.gauss(0, 0.3)), "learning_rate": 1e-3 * (1 - step / n_steps),
             "tokens_per_second": 5000 + draw.gauss(0, 300), "seconds": 0.2, "tokens": 1000,

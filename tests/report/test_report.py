@@ -99,7 +99,7 @@ def test_the_page_shows_what_the_run_holds_in_the_order_in_which_people_ask(run:
         at = page.text.find(words, at + 1)
         assert at >= 0, f"{words!r} is missing, or comes too early"
     assert page.titles == [
-        "Loss", "Accuracy", "Margin", "Rewards", "Log-probabilities", "KL from the reference", "Response lengths",
+        "Loss", "Accuracy", "Margin", "Rewards", "Log-probabilities", "Log-ratios", "KL from the reference", "Response lengths",
         "Gradient norm", "Learning rate", "Speed", "Against sft, judged by rule:plain words",
         "Calibration of the implicit reward", "Margins of held-out pairs", "Accuracy by category", "By the ratio of lengths",
     ]  # fmt: skip
