@@ -117,10 +117,10 @@ def _check(given: dict[str, Any]) -> None:
 
 
 def _answered(given: dict[str, Any], asked: Sequence[Question], room: Benchmark) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """The model's name and its answers, sampled now and written down, or as they are stored."""
+    """The model's name and its answers, sampled now or as they are stored."""
     from preftune.evaluate.answering import Drawing
     from preftune.evaluate.mtbench import read_answers
-    from preftune.evaluate.mtbench_run import add_rows, answer_all, answer_rows, file_name
+    from preftune.evaluate.mtbench_run import answer_all, file_name
 
     model = given["model"]
     if model is None:
@@ -128,11 +128,9 @@ def _answered(given: dict[str, Any], asked: Sequence[Question], room: Benchmark)
         return given["name"] or _stem(file), read_answers(file)
     name = given["name"] or file_name(model)
     drawing = Drawing(model, given["temperature"], given["top_p"], 0.0, given["max_tokens"], given["seed"])
-    found = answer_all(
+    return name, answer_all(
         asked, room.answering.of(model), drawing, replies=room.replies, ledger=room.answered, on_progress=room.progress
     )
-    add_rows(given["out"] / "model_answer" / f"{name}.jsonl", answer_rows(asked, found, name), mine=("question_id",))
-    return name, found
 
 
 def _judged(
@@ -140,7 +138,7 @@ def _judged(
 ) -> tuple[Path, int, int]:
     """The file of judgments, how many acts of judging have no verdict, and how many there are."""
     from preftune.evaluate.mtbench import dialogues, read_answers
-    from preftune.evaluate.mtbench_run import add_rows, file_name, game_rows, judge_all, score_rows
+    from preftune.evaluate.mtbench_run import add_rows, answer_rows, file_name, game_rows, judge_all, score_rows
 
     against: Path | None = given["against"]
     name, answers = answered
@@ -149,6 +147,8 @@ def _judged(
         raise ConfigError(f"--against {against}: is called {name} as the model is; call the model otherwise with --name")
     references = None if given["references"] is None else read_answers(given["references"])
     examples = dialogues(asked, models, references)
+    for each, said in models.items():
+        add_rows(given["out"] / "model_answer" / f"{each}.jsonl", answer_rows(asked, said, each), mine=("question_id",))
     judge = _judge(given, room, pairs=against is not None)
     judged = judge_all(
         examples, judge, replies=room.replies, ledger=room.judged, max_cost=given["max_cost"], on_progress=room.progress

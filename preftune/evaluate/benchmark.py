@@ -95,7 +95,7 @@ def figures(found: Annotations, *, tables: Tables | None = None, own: bool = Fal
     Raises DataError where lengths are to be controlled and a row has no answers, or too little is there to fit; ConfigError
     where the tables do not belong to these rows.
     """
-    kept = [[100 * p] for p in found.preferences if p is not None]
+    kept = sorted([100 * p] for p in found.preferences if p is not None)  # the order of rows must not move the interval
     controlled, notes = None, list(found.notes)
     if tables is not None or own:
         controlled, more = _controlled(found, tables, seed)

@@ -122,9 +122,9 @@ def as_text(found: Mapping[str, Any]) -> str:
     lines = [f"{found['kind']}, {found['n_rows']} judgments by {', '.join(found['judges'])}{dropped}"]
     for name, one in found["models"].items():
         if found["kind"] == "single":
-            turns = ", ".join(f"turn {k[4:]} {v:.4f}" for k, v in one.items() if k.startswith("turn") and v is not None)
+            turns = "".join(f"turn {k[4:]} {_shown(v)}, " for k, v in one.items() if k.startswith("turn"))
             low, high = one["average_low"], one["average_high"]
-            lines.append(f"{name}: {turns}, mean {_shown(one['average'])}{_interval(low, high)} ({one['n']} scores)")
+            lines.append(f"{name}: {turns}mean {_shown(one['average'])}{_interval(low, high)} ({one['n']} scores)")
         else:
             low, high = one["win_rate_adjusted_low"], one["win_rate_adjusted_high"]
             counts = f"{one['win']} won, {one['loss']} lost, {one['tie']} tied"
@@ -182,7 +182,7 @@ def _of_model(rows: Sequence[Score], questions: Sequence[Question]) -> dict[str,
     for row in rows:
         if row.score is not None:
             by_question[row.question].append(row.score)
-    interval = bootstrap(list(by_question.values()))
+    interval = bootstrap([by_question[name] for name in sorted(by_question)])
     means = {"average": found.average, "average_low": interval.low, "average_high": interval.high}
     turns = {f"turn{k}": value for k, value in found.turns.items()}
     counts = {"n": found.n, "n_dropped": found.n_unscored}
@@ -199,7 +199,7 @@ def _of_games(games: Sequence[tuple[Game, float]], questions: Sequence[Question]
         by_question[game.question].append(share)
         if category:
             by_category[category[game.question]].append(share)
-    interval = bootstrap(list(by_question.values()))
+    interval = bootstrap([by_question[name] for name in sorted(by_question)])
     return {
         "n": n, "win": win, "loss": loss, "tie": n - win - loss, "win_rate": win / n, "loss_rate": loss / n,
         "win_rate_adjusted": sum(shares) / n, "win_rate_adjusted_low": _known(interval.low),

@@ -225,6 +225,7 @@ def test_compared_in_both_orders_equal_answers_are_a_tie_nobody_judges(files: Pa
     rows = {(r["question_id"], r["turn"]): r for r in read_jsonl(files / "out/model_judgment/judge_pair.jsonl")}
     assert (rows[81, 1]["g1_winner"], rows[81, 1]["g2_winner"]) == ("model_1", "model_2")
     assert rows["own-1", 1]["g1_winner"] == "tie" and rows["own-1", 1]["g1_judgment"] == "identical responses"
+    assert {file.name for file in (files / "out/model_answer").iterdir()} == {"mine.jsonl", "other.jsonl"}
     assert rows[111, 2]["judge"] == ["judge", "pair-v2-multi-turn"] and rows[111, 2]["g2_winner"] == "model_1"
 
 
