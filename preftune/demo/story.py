@@ -263,7 +263,7 @@ def evaluation(told: _Told) -> Evaluation:
     wins = counted(
         preferred,
         judge="the true reward",
-        against="the SFT model",
+        against=str(told.sft.path),
         tokens=measured.policy.tokens.value,
         tokens_base=measured.reference.tokens.value if measured.reference else None,
     )

@@ -31,6 +31,7 @@ class Panel(NamedTuple):
     metrics: tuple[str, ...]  # one, or those of chosen and rejected
     level: float | None = None  # a value worth a thin line across
     note: str = ""
+    exact: bool = False  # set rather than measured: every step as it is
 
 
 PANELS = (
@@ -55,7 +56,7 @@ PANELS = (
     Panel("KL from the reference", "nats per response", ("kl",), level=0.0, note="on the responses of the data"),
     Panel("Response lengths", "tokens", ("lengths/chosen", "lengths/rejected"), note="of the data, not of own answers"),
     Panel("Gradient norm", "L2", ("grad_norm",), note="before clipping"),
-    Panel("Learning rate", "size of an update", ("learning_rate",)),
+    Panel("Learning rate", "size of an update", ("learning_rate",), exact=True),
     Panel("Speed", "tokens/s", ("tokens_per_second",)),
 )
 
@@ -100,12 +101,12 @@ def _of_one(panel: Panel, course: Course) -> list[Line]:
     for k, metric in enumerate(panel.metrics):
         side = f"{metric.rsplit('/', 1)[-1]}, " if sides else ""
         trained = series(course.rows, metric, "train")
-        mean = running(trained)
+        mean = running([] if panel.exact else trained)
         if len(mean.x):
             lines.append(_faint(f"{side}each step", trained, k))
             lines.append(mean._replace(name=f"{side}training", colour=k))
         elif trained:
-            lines.append(Line(f"{side}training", *_columns(trained), colour=k))
+            lines.append(Line(f"{side}training", *_columns(_thinned(trained)), colour=k))
         held_out = series(course.rows, metric, "eval")
         if held_out:
             name = f"{side}held out"
@@ -125,8 +126,8 @@ def _of_several(panel: Panel, courses: Sequence[Course]) -> list[Line]:
             if len(held_out) > 1:
                 lines.append(Line(name, *_columns(held_out), draw="dots", colour=colour, dashed=k > 0))
             elif trained:
-                mean = running(trained)
-                line = mean if len(mean.x) else Line(name, *_columns(trained))
+                mean = running([] if panel.exact else trained)
+                line = mean if len(mean.x) else Line(name, *_columns(_thinned(trained)))
                 lines.append(line._replace(name=name, colour=colour, dashed=k > 0))
     return lines
 
@@ -141,16 +142,17 @@ def _columns(points: Points) -> tuple[list[int], list[float]]:
 
 
 def _faint(name: str, points: Points, colour: int) -> Line:
+    return Line(name, *_columns(_thinned(points)), draw="faint", colour=colour)
+
+
+def _thinned(points: Points) -> Points:
     """Every value, or the least and the largest of each stretch where they are too many to see."""
-    if len(points) > _WHOLE:
-        ends = np.linspace(0, len(points), _STRETCHES + 1).astype(int)
-        kept = []
-        for a, b in zip(ends[:-1], ends[1:], strict=True):
-            stretch = points[a:b]
-            extremes = {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
-            kept += sorted(extremes)
-        points = kept
-    return Line(name, *_columns(points), draw="faint", colour=colour)
+    if len(points) <= _WHOLE:
+        return points
+    ends = np.linspace(0, len(points), _STRETCHES + 1).astype(int)
+    stretches = [points[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    extremes = ({min(one, key=lambda p: p[1]), max(one, key=lambda p: p[1])} for one in stretches)
+    return [point for two in extremes for point in sorted(two)]
 
 
 def running(points: Points) -> Line:

@@ -164,6 +164,7 @@ def frontiers(runs: Sequence[Loaded]) -> list[Plot]:
     return [
         frontier(of, gain="win rate, %", title=f"Against {against}, judged by {judge}", best_of_wins=is_reference)
         for (against, judge, is_reference), of in points.items()
+        if len(of) > 1 or is_reference  # one point alone says no more than the figures
     ]
 
 

@@ -18,7 +18,7 @@ from preftune.errors import ConfigError
 from preftune.files import write_atomic
 from preftune.report import measured
 from preftune.report.card import write_cards
-from preftune.report.curves import Course, Points, curves, series
+from preftune.report.curves import Course, curves, series
 from preftune.report.html import render
 from preftune.report.loaded import Found, Loaded, load, names_of
 from preftune.report.measured import Row, Tile
@@ -36,7 +36,7 @@ class Summary(NamedTuple):
     name: str
     verdict: str
     outcome: str  # "yes", "no" or "open": whether it worked
-    hint: str
+    evaluated: bool
     tiles: list[Tile]
     rows: list[Row]
     notes: list[str]
@@ -46,6 +46,8 @@ class Summary(NamedTuple):
     data: list[tuple[str, str]]
     dropped: list[tuple[str, str]]
     settings: str
+    evaluate: str  # commands
+    diagnose: str
     again: str
     environment: list[tuple[str, str]]
     events: list[tuple[str, str]]
@@ -107,13 +109,12 @@ def page_of(runs: Sequence[Loaded]) -> Page:
 
 def _summary(one: Loaded) -> Summary:
     found = one.evaluation
-    verdict, hint = (found.verdict, "") if found else _unevaluated(one)
     found_in, quiet = ([f for f in one.findings if (f.severity in ("ok", "skipped")) == still] for still in (False, True))
     return Summary(
         name=one.name,
-        verdict=verdict,
+        verdict=found.verdict if found else _unevaluated(one),
         outcome={True: "yes", False: "no", None: "open"}[found.worked if found else None],
-        hint=hint,
+        evaluated=found is not None,
         tiles=measured.tiles(found) if found else [],
         rows=measured.rows(found) if found else [],
         notes=list(found.notes) if found else [],
@@ -123,6 +124,8 @@ def _summary(one: Loaded) -> Summary:
         data=[(name.replace("_", " "), value) for name, value in flat(one.data) if name != "dropped_rows"],
         dropped=_dropped(one),
         settings=one.settings,
+        evaluate=shlex.join(["preftune", "eval", str(one.run.path)]),
+        diagnose=shlex.join(["preftune", "diagnose", str(one.run.path)]),
         again=shlex.join(["preftune", "train", str(one.run.config_file), f"out={one.run.path}-again"]),
         environment=flat(one.environment),
         events=one.events,
@@ -130,22 +133,18 @@ def _summary(one: Loaded) -> Summary:
     )
 
 
-def _unevaluated(one: Loaded) -> tuple[str, str]:
-    """What training itself measured, in a sentence, for a run that was not evaluated; and how to evaluate it."""
+def _unevaluated(one: Loaded) -> str:
+    """What training itself measured, in a sentence, for a run that was not evaluated."""
     told = [
         f"{name} went from {number(points[0][1])} to {number(points[-1][1])}"
         for name, metric in (("loss", "loss"), ("accuracy", "rewards/accuracies"), ("the margin", "rewards/margins"))
-        if len(points := _held_out(one, metric)) > 1
+        if len(points := series(one.metrics, metric, "eval")) > 1
     ]
-    steps = _held_out(one, "loss")
+    steps = series(one.metrics, "loss", "eval")
     sentence = "Whether alignment worked was not evaluated."
     if told:
         sentence += f" On held-out examples, over {steps[-1][0] if steps else 0:,} steps, {_listed(told)}."
-    return sentence, shlex.join(["preftune", "eval", str(one.run.path)])
-
-
-def _held_out(one: Loaded, metric: str) -> Points:
-    return series(one.metrics, metric, "eval")
+    return sentence
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -127,7 +127,7 @@
         bands: this.bands,
         scales: { x: this.scaleOfX(named), y: { range: (u, low, high) => this.rangeOfY(low, high) } },
         axes: [
-          { ...axis, grid: { show: false }, size: 30, space: named ? 1 : 56, gap: 6, ...this.splits(named), values: (u, at) => at.map((x) => (x == null ? "" : named ? this.nameOf(x) : number(x))) },
+          { ...axis, grid: { show: false }, size: named ? 46 : 30, space: named ? 1 : 56, gap: 6, ...this.splits(named), values: (u, at) => at.map((x) => (x == null ? "" : named ? this.nameOf(x).replaceAll(" ", "\n") : number(x))) },
           { ...axis, size: 54, space: 34, values: (u, at) => at.map((v) => (v == null ? "" : number(v))) },
         ],
         cursor: { sync, drag: { x: true, y: false, dist: 6 }, dataIdx: nearest, points: { size: 8, fill: (u, si) => of(this.lineOf[si].bound ? {} : this.lineOf[si]) , show: (u, si) => (this.lineOf[si]?.bound || this.lineOf[si]?.draw === "faint" ? false : undefined) } },

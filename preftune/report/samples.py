@@ -24,6 +24,7 @@ HEAT = (0.25, 0.75, 1.5, 3.0)  # nats at which a token gets its next colour
 _FIRST, _MOVED = 4, 2  # prompts shown: the first of the file, and those whose answers moved most
 _LONGEST = 3000  # characters of an answer
 _MOVES = 5
+_ALIKE = 0.3  # share of words in common from which differences are marked
 
 
 class Piece(NamedTuple):
@@ -114,14 +115,14 @@ def _ratios(row: dict[str, Any]) -> list[float]:
 def _compared(prompt: str, asked: _Asked) -> Sample:
     """The answers with what differs marked: in each after, and in the before where it is compared with one alone."""
     before = asked.before
-    first = "" if before is None else _full(before)
+    first = "" if before is None else _words_of(before)
     marks: list[bool] = []
     after: list[tuple[str, Answer | None]] = []
     for name, said in asked.after:
         if before is None or said is None:
             after.append((name, None if said is None else _answer(said, [])))
         else:
-            marks, theirs = _differences(first, _full(said))
+            marks, theirs = _differences(first, _words_of(said))
             after.append((name, _answer(said, theirs)))
     shown = None if before is None else _answer(before, marks if len(asked.after) == 1 else [])
     return Sample(prompt, shown, after, asked.why)
@@ -131,19 +132,23 @@ def _parts(said: _Said) -> list[str]:
     """The tokens of an answer where each has its log-ratio, else the text as a whole."""
     tokens = said.row.get("pieces")
     whole = isinstance(tokens, list) and all(isinstance(t, str) for t in tokens) and len(tokens) == len(_ratios(said.row)) > 0
-    return tokens if isinstance(tokens, list) and whole else [said.text]
+    if not isinstance(tokens, list) or not whole:
+        return [said.text]
+    return tokens if said.text[:1].isspace() else [tokens[0].lstrip(), *tokens[1:]]
 
 
-def _full(said: _Said) -> str:
-    return "".join(_parts(said))
+def _words_of(said: _Said) -> str:
+    """What is compared: the text, without the token that ends it."""
+    full = "".join(_parts(said))
+    return said.text if full.startswith(said.text) else full
 
 
 def _answer(said: _Said, changed: list[bool]) -> Answer:
-    """The answer in pieces. `changed`: of each character, whether it differs; [] where nothing is compared."""
+    """The answer in pieces. `changed`: of each character, whether it differs; those that it does not reach do not."""
     parts, ratios = _parts(said), _ratios(said.row)
     heated = len(parts) == len(ratios)
     n_characters = sum(map(len, parts))
-    changed = changed or [False] * n_characters
+    changed = changed + [False] * (n_characters - len(changed))
     pieces, at = [], 0
     for k, token in enumerate(parts):
         ratio = ratios[k] if heated else None
@@ -184,12 +189,17 @@ def _runs(token: str, changed: list[bool], room: int) -> list[tuple[str, bool]]:
 
 
 def _differences(before: str, after: str) -> tuple[list[bool], list[bool]]:
-    """Of each character of both, whether its word is one that the other text does not have in that place."""
+    """Of each character of both, whether its word is one that the other text does not have in that place.
+
+    Where the two have little in common, nothing: all of it would be marked.
+    """
     texts = before[: 2 * _LONGEST], after[: 2 * _LONGEST]
-    words = [re.findall(r"\w+|\s+|[^\w\s]", text) for text in texts]
+    words = [re.findall(r"\w+\s*|[^\w\s]\s*|\s+", text) for text in texts]
     places = [list(accumulate(map(len, side), initial=0)) for side in words]
     changed = [False] * len(before), [False] * len(after)
-    for kind, *spans in SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
+    bare = [[word.strip() for word in side] for side in words]
+    matcher = SequenceMatcher(None, bare[0], bare[1], autojunk=False)
+    for kind, *spans in matcher.get_opcodes() if matcher.ratio() >= _ALIKE else ():
         if kind != "equal":
             for marks, at, (a, b) in zip(changed, places, (spans[:2], spans[2:]), strict=True):
                 marks[at[a] : at[b]] = [True] * (at[b] - at[a])
