@@ -17,7 +17,7 @@ import yaml
 from preftune.files import write_atomic
 from preftune.report import measured
 from preftune.report.loaded import Loaded
-from preftune.report.text import number, text
+from preftune.report.text import number, short, text
 
 MARK = "<!-- preftune writes this card anew with every report; remove this line to keep your own words -->"
 _PRIVATE = ("out", "cache")  # where things lay on somebody's disk
@@ -92,7 +92,7 @@ def _results(one: Loaded, task: str) -> list[dict[str, Any]]:
     if found is None:
         return []
     metrics = [
-        {"type": "win_rate", "value": round(wins.win_rate.value, 3), "name": f"win rate against {_public(wins.against)}, %"}
+        {"type": "win_rate", "value": round(wins.win_rate.value, 3), "name": f"win rate against {short(wins.against)}, %"}
         for wins in found.wins
     ]
     if found.held_out:
@@ -106,14 +106,20 @@ def _results(one: Loaded, task: str) -> list[dict[str, Any]]:
 
 
 def _verdict(one: Loaded) -> str:
-    return f"{one.evaluation.verdict}\n" if one.evaluation else "Whether alignment worked was not evaluated.\n"
+    found = one.evaluation
+    if found is None:
+        return "Whether alignment worked was not evaluated.\n"
+    sentence = found.verdict
+    for place in (found.policy, found.against or "", *(wins.against for wins in found.wins)):
+        sentence = sentence.replace(place, short(place)) if place else sentence
+    return f"{sentence}\n"
 
 
 def _facts(one: Loaded) -> list[tuple[str, str]]:
     values = one.values
     names = {"model": "base model", "reference": "reference", "data": "data", "loss.beta": "β", "optim.lr": "learning rate"}
     facts = [("objective", ", ".join(_objectives(values)))]
-    facts += [(shown, _public(values[name])) for name, shown in names.items() if values.get(name, "none") != "none"]
+    facts += [(shown, short(values[name])) for name, shown in names.items() if values.get(name, "none") != "none"]
     steps = [row["step"] for row in one.metrics if row.get("split") == "train" and isinstance(row.get("step"), int)]
     return [*facts, ("steps", number(max(steps) + 1))] if steps else facts
 
@@ -142,13 +148,7 @@ def _use(*, adapter: bool, scores: bool) -> str:
 
 
 def _settings(one: Loaded) -> Iterable[tuple[str, str]]:
-    return ((name, _public(value)) for name, value in one.values.items() if name not in _PRIVATE)
-
-
-def _public(value: str) -> str:
-    """An absolute path by its last two parts: the rest says only whose disk it lay on."""
-    path = Path(value)
-    return "/".join(("…", *path.parts[-2:])) if path.is_absolute() and len(path.parts) > 3 else value
+    return ((name, short(value)) for name, value in one.values.items() if name not in _PRIVATE)
 
 
 def _on_hub(name: str) -> bool:

@@ -11,7 +11,7 @@ from preftune.evaluate.record import Answers, Evaluation, Histogram, Preferences
 from preftune.report.frontier import Point, frontier
 from preftune.report.loaded import Loaded
 from preftune.report.plots import Draw, Line, Plot, Values
-from preftune.report.text import interval, number
+from preftune.report.text import interval, number, short
 
 _CATEGORIES = 16  # in one plot; more are not read
 
@@ -90,7 +90,7 @@ def _row(name: str, value: Estimate, before: Estimate | None = None) -> Row:
 
 
 def _wins(wins: Wins) -> Iterator[Row]:
-    who = f"against {wins.against}, by {wins.judge}"
+    who = f"against {short(wins.against)}, by {wins.judge}"
     tally = f"{wins.n_wins:,} won, {wins.n_wins_base:,} lost, {wins.n_draws:,} drawn"
     yield _row(f"Win rate {who}, %", wins.win_rate)._replace(n=tally)
     if wins.length_controlled:
@@ -162,7 +162,7 @@ def frontiers(runs: Sequence[Loaded]) -> list[Plot]:
             key = (wins.against, wins.judge, wins.against == found.against)
             points.setdefault(key, []).append(Point(one.name, found.samples.kl_per_response, wins.win_rate))
     return [
-        frontier(of, gain="win rate, %", title=f"Against {against}, judged by {judge}", best_of_wins=is_reference)
+        frontier(of, gain="win rate, %", title=f"Against {short(against)}, judged by {judge}", best_of_wins=is_reference)
         for (against, judge, is_reference), of in points.items()
         if len(of) > 1 or is_reference  # one point alone says no more than the figures
     ]
@@ -196,7 +196,7 @@ def lengths(runs: Sequence[Loaded]) -> list[Plot]:
         for wins in one.evaluation.wins if one.evaluation else ():
             parts = [(math.sqrt(low * high), found) for low, high, found in wins.by_length if 0 < low < high < math.inf]
             if parts:
-                name = f"{one.name}, {wins.judge}" if len(runs) > 1 else f"against {wins.against}, by {wins.judge}"
+                name = f"{one.name}, {wins.judge}" if len(runs) > 1 else f"against {short(wins.against)}, by {wins.judge}"
                 lines.append(_estimates(name, [x for x, _ in parts], [e for _, e in parts], colour, "dots"))
     note = "a line that climbs says that longer answers win, whatever is in them; flat is good"
     plot = Plot(

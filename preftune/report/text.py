@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from preftune.evaluate.estimate import Estimate
@@ -43,6 +44,12 @@ def text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return number(value) if isinstance(value, int | float) else json.dumps(value, ensure_ascii=False)
+
+
+def short(place: str) -> str:
+    """An absolute path by its last two parts: the rest says only whose disk it is on. Anything else as it is."""
+    path = Path(place)
+    return "/".join(("…", *path.parts[-2:])) if path.is_absolute() and len(path.parts) > 3 else place
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

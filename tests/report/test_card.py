@@ -67,9 +67,14 @@ def test_without_an_evaluation_it_says_so_and_an_adapter_says_what_it_is_for(run
 
 def test_no_absolute_path_is_published(run: Run) -> None:
     run.config_file.write_text(f"model: {run.path}/base\ndata: {run.path}/pairs.jsonl\nout: {run.path}\ncache: {run.path}\n")
+    sft, found = f"{run.path}/sft", evaluation("", 0.1)
+    wins = dataclasses.replace(found.wins[0], against=sft)
+    run.write_json(
+        run.evaluation_file, dataclasses.replace(found, against=sft, verdict=f"It beats {sft}.", wins=(wins,)).as_dict()
+    )
     write_report([run])
     text = (run.model / "README.md").read_text()
-    assert str(run.path.parent) not in text and "…/first/base" in text
+    assert str(run.path.parent) not in text and "…/first/base" in text and "It beats …/first/sft." in text
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
