@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from preftune.errors import ConfigError, ServerError, printable
+from preftune.errors import ConfigError, ModelError, ServerError, printable
 
 if TYPE_CHECKING:
     from preftune.asking.records import Asker, Ledger
@@ -105,6 +105,15 @@ class Benchmark(NamedTuple):
     answered: Ledger
     judged: Ledger
     progress: Progress
+
+    def answers_for(self, model: str) -> Asker:
+        """Who answers as this model. Raises ModelError."""
+        try:
+            return self.answering.of(model)
+        except ModelError as error:
+            raise ModelError(
+                f"{error}\na model behind a server is named with --model-url (--base-url is the judge's)"
+            ) from None
 
 
 @contextmanager

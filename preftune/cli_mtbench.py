@@ -129,7 +129,7 @@ def _answered(given: dict[str, Any], asked: Sequence[Question], room: Benchmark)
     name = given["name"] or file_name(model)
     drawing = Drawing(model, given["temperature"], given["top_p"], 0.0, given["max_tokens"], given["seed"])
     return name, answer_all(
-        asked, room.answering.of(model), drawing, replies=room.replies, ledger=room.answered, on_progress=room.progress
+        asked, room.answers_for(model), drawing, replies=room.replies, ledger=room.answered, on_progress=room.progress
     )
 
 

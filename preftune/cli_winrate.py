@@ -190,7 +190,7 @@ def _outputs(given: dict[str, Any], base: list[Output], room: Benchmark) -> list
         drawing = Drawing(model, given["temperature"], given["top_p"], 0.0, given["max_tokens"], given["seed"])
         asked = [((Message("user", one.instruction),), 0.0) for one in wanted]
         said = answers(
-            room.answering.of(model), asked, drawing, replies=room.replies, ledger=room.answered,
+            room.answers_for(model), asked, drawing, replies=room.replies, ledger=room.answered,
             on_progress=lambda done, total: room.progress(name, done, total),
         )  # fmt: skip
         found = [one._replace(output=answer.text) for one, answer in zip(wanted, said, strict=True)]

@@ -89,6 +89,29 @@ def test_the_leaderboards_figures_come_out(shared_data: Path, model: str) -> Non
     assert found["lc_low"] < found["length_controlled_winrate"] < found["lc_high"]
 
 
+CHANGED: dict[str, tuple[Callable[[int, dict[str, Any]], dict[str, Any] | None], float, float]] = {
+    "nulls and old ties": (
+        lambda i, row: row | {"preference": None} if i % 27 == 3 else row | {"preference": 0} if i % 40 == 5 else row,
+        65.20907793981692, 0.6494721075016714,
+    ),
+    "rows missing": (lambda i, row: None if i % 40 == 7 else row, 65.23360634363937, 0.11910504853633265),
+    "hard verdicts": (lambda i, row: row | {"preference": round(row["preference"])}, 66.78962038731727, 0.7038981156258278),
+    "longer": (lambda i, row: row | {"output_2": row["output_2"] * 3}, 34.10231860317361, 0.8185421170539638),
+}  # fmt: skip
+"""What is done to FuseChat's annotations -> the length-controlled win rate and error that alpaca_eval 0.6.6 then gives."""
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_changed_files_come_out_as_the_authors_code_has_them(shared_data: Path, tmp_path: Path, what: str) -> None:
+    folder, (change, rate, error) = shared_data / "alpaca_eval", CHANGED[what]
+    with gzip.open(folder / "annotations/FuseChat-Llama-3.1-8B-Instruct.json.gz", "rt", encoding="utf-8") as file:
+        content = [change(i, row) for i, row in enumerate(json.load(file))]
+    changed = save(tmp_path / "a.json", [row for row in content if row is not None])
+    found = winrate("--annotations", changed, "--length-control", folder)
+    assert found["length_controlled_winrate"] == pytest.approx(rate, abs=0.02)
+    assert found["lc_standard_error"] == pytest.approx(error, abs=0.001)
+
+
 def test_nulls_and_ties_of_an_old_file(shared_data: Path) -> None:
     found = winrate("--annotations", shared_data / "alpaca_eval/annotations_discrete/minichat-3b.alpaca_eval_gpt4.json.gz")
     assert (found["n_total"], found["n_draws"], found["n_dropped"]) == (804, 5, 1)

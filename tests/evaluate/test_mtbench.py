@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from worlds import World, read_jsonl, write_jsonl
 
 from preftune.cli import app
-from preftune.errors import ConfigError, DataError, PreftuneError, ServerError
+from preftune.errors import ConfigError, DataError, ModelError, PreftuneError, ServerError
 from preftune.evaluate.mtbench_run import file_name
 
 QUESTIONS = [
@@ -259,6 +259,8 @@ def test_what_does_not_go_together_is_said(files: Path) -> None:
     assert "--out: a run needs it" in mtbench(*run[:4], "--answers", files / "other.jsonl", fails=ConfigError)
     assert "--model: is for a run" in mtbench("--judgments", files / "x.jsonl", "--model", "m", fails=ConfigError)
     prompts = ["--template", files / "judge_prompts.jsonl", "--base-url", "http://127.0.0.1:9/v1"]
+    said = mtbench(*run, *prompts, "--model", "nowhere", fails=ModelError)
+    assert "nowhere" in said and "a model behind a server is named with --model-url" in said
     said = mtbench(*run, *prompts, "--answers", files / "other.jsonl", "--template-name", "pair-v2", fails=ConfigError)
     assert "pair-v2 compares two answers" in said
     said = mtbench(*run, *prompts, "--answers", files / "other.jsonl", "--against", files / "other.jsonl", fails=ConfigError)
