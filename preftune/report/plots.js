@@ -142,9 +142,9 @@
       const xs = this.spec.lines.flatMap((l) => [...(l.x_low || []), ...(l.x_high || [])]).filter((x) => x != null);
       const low = Math.min(first, ...xs, ...this.spec.uprights), high = Math.max(last, ...xs, ...this.spec.uprights);
       const scale = { time: false, distr: this.spec.log2 ? 3 : 1, log: 2 };
-      if (named || this.spec.lines.some((l) => l.draw !== "line" && l.draw !== "faint")) {
+      if (named || this.spec.together || this.spec.lines.some((l) => l.draw !== "line")) {
         const bars = this.spec.lines.some((l) => l.draw === "bars");
-        const room = named ? 0.5 : this.spec.log2 ? 0 : bars ? (high - low) / Math.max(1, this.spec.lines[0].x.length - 1) : (high - low || 1) * 0.05;
+        const room = named ? 0.5 : this.spec.log2 ? 0 : bars ? (high - low) / Math.max(1, this.spec.lines[0].x.length - 1) : (high - low || 1) * (this.spec.together ? 0.02 : 0.05);
         const whole = this.spec.log2 ? [low / 1.15, high * 1.15] : [low - room, high + room];
         // a part that was zoomed into is taken as it is
         scale.range = (u, from, to) => (from > first || to < last ? [from, to] : whole);
