@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -132,6 +132,37 @@ def benchmark(
 
     with Replies(cache_file(cache)) as replies, Progress() as progress, askers(model_url) as one, askers(base_url) as other:
         yield Benchmark(one, other, replies, Ledger(), Ledger(price_in=price_in, price_out=price_out), progress)
+
+
+_OF_A_RUN = ("model", "name", "judge_model", "template", "template_name", "out", "base_url", "model_url", "temperature",
+             "cache", "max_cost", "chat_template")  # fmt: skip
+
+
+def check_benchmark(given: Mapping[str, Any], *, counts: str, stored: str, needs: Sequence[str], more: Sequence[str]) -> None:
+    """Options of a benchmark's verb that contradict each other. Raises ConfigError.
+
+    counts:  the option that names a file to count; with it nothing is asked.
+    stored:  the option that names stored answers, in the place of --model.
+    needs:   what a run cannot do without; `more`: what else is for a run alone.
+    """
+
+    def flag(name: str) -> str:
+        return f"--{name.replace('_', '-')}"
+
+    if given[counts] is not None:
+        if wrong := [name for name in (*_OF_A_RUN, stored, *more) if given[name] is not None]:
+            raise ConfigError(f"{flag(wrong[0])}: is for a run; {flag(counts)} only counts what a file holds")
+        return
+    if (given["model"] is None) == (given[stored] is None):
+        raise ConfigError(
+            f"{flag(counts)} FILE counts; for a run name the model with --model, or its answers with {flag(stored)}"
+        )
+    if missing := [name for name in needs if given[name] is None]:
+        raise ConfigError(f"{flag(missing[0])}: a run needs it")
+    if given["model"] is None and (wrong := [name for name in ("model_url", "temperature") if given[name] is not None]):
+        raise ConfigError(f"{flag(wrong[0])}: is for a model that answers now; {flag(stored)} has its answers already")
+    if given["template"] is None and (wrong := [name for name in ("template_name", "labels") if given.get(name)]):
+        raise ConfigError(f"{flag(wrong[0])}: says how a --template is read; give that too")
 
 
 def check_unscored(n_unscored: int, n: int, most: float, where: Path) -> None:

@@ -24,6 +24,7 @@ from preftune.cli_asking import (
     Retries,
     Timeout,
     benchmark,
+    check_benchmark,
     check_unscored,
     judges_of,
 )
@@ -78,7 +79,8 @@ def mtbench(
 ) -> None:
     """MT-Bench: scores by turn and category or pairwise wins, of FastChat's files or of a model that is asked now."""
     given = dict(locals())
-    _check(given)
+    needs, more = ("questions", "judge_model", "out"), ("against", "references")
+    check_benchmark(given, counts="judgments", stored="answers", needs=needs, more=more)
     from preftune.evaluate.fastchat import as_text, read_judged
     from preftune.evaluate.mtbench import read_questions
 
@@ -98,22 +100,6 @@ def mtbench(
     found = read_judged(judged_file).figures(asked) | {"file": str(judged_file), "ledger": ledgers}
     print_found(found, "\n".join([as_text(found), *lines, str(judged_file)]), as_json)
     check_unscored(n_unscored, n, max_unscored, judged_file)
-
-
-def _check(given: dict[str, Any]) -> None:
-    """Options that contradict each other. Raises ConfigError."""
-    run = ("model", "answers", "against", "references", "judge_model", "template", "template_name", "out")
-    if given["judgments"] is not None:
-        if wrong := [name for name in run if given[name] is not None]:
-            raise ConfigError(f"--{wrong[0].replace('_', '-')}: is for a run; --judgments only counts what a file holds")
-        return
-    if (given["model"] is None) == (given["answers"] is None):
-        raise ConfigError(
-            "--judgments FILE counts; for a run name the model with --model, or its stored answers with --answers"
-        )
-    for name in ("questions", "judge_model", "out"):
-        if given[name] is None:
-            raise ConfigError(f"--{name.replace('_', '-')}: a run needs it (and --model or --answers)")
 
 
 def _answered(given: dict[str, Any], asked: Sequence[Question], room: Benchmark) -> tuple[str, dict[str, tuple[str, ...]]]:

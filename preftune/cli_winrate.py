@@ -24,6 +24,7 @@ from preftune.cli_asking import (
     Retries,
     Timeout,
     benchmark,
+    check_benchmark,
     check_unscored,
     judges_of,
 )
@@ -33,8 +34,6 @@ from preftune.errors import ConfigError
 if TYPE_CHECKING:
     from preftune.evaluate.alpaca import Output
     from preftune.label.reliability import Reliability
-
-_RUN = ("prompts", "model", "outputs", "baseline", "judge_model", "template", "template_name", "labels", "out")
 
 
 def winrate(
@@ -120,18 +119,10 @@ def _check(given: dict[str, Any]) -> None:
         raise ConfigError("--own-prompts: controls lengths without AlpacaEval's tables; leave --length-control out")
     if given["instructions"] and not given["length_control"]:
         raise ConfigError("--instructions: says which difficulty belongs to a row; give --length-control FOLDER too")
-    if given["annotations"] is not None:
-        if wrong := [name for name in _RUN if given[name] is not None]:
-            raise ConfigError(f"--{wrong[0].replace('_', '-')}: is for a run; --annotations only counts what a file holds")
-        return
-    if given["data"] or given["annotator"]:
+    needs = ("baseline", "judge_model", "out", *(("prompts",) if given["outputs"] is None else ()))
+    check_benchmark(given, counts="annotations", stored="outputs", needs=needs, more=("prompts", "baseline", "labels"))
+    if given["annotations"] is None and (given["data"] or given["annotator"]):
         raise ConfigError("--data and --annotator: say how judgments.jsonl is read; give that as --annotations")
-    if (given["model"] is None) == (given["outputs"] is None):
-        raise ConfigError("--annotations FILE counts; for a run name the model with --model, or its outputs with --outputs")
-    needed = ("baseline", "judge_model", "out", *(("prompts",) if given["model"] is not None else ()))
-    for name in needed:
-        if given[name] is None:
-            raise ConfigError(f"--{name.replace('_', '-')}: a run needs it")
 
 
 def _run(given: dict[str, Any], room: Benchmark) -> tuple[Path, Reliability]:

@@ -83,8 +83,6 @@ def read_annotations(file: Path, *, data: str | None = None, annotator: str | No
     coded = [one for one in read if not isinstance(one, str)]
     preferences = [preference(one) for one in coded]
     n_outside = sum(p is None and one is not None for p, one in zip(preferences, coded, strict=True))
-    if all(p is None for p in preferences):
-        raise DataError(f"{file}: none of its {len(rows)} rows has a preference from 1 to 2, so nothing was judged")
     return Annotations(
         source=file,
         preferences=preferences,

@@ -92,10 +92,13 @@ def figures(found: Annotations, *, tables: Tables | None = None, own: bool = Fal
 
     seed: of the bootstrap.
 
-    Raises DataError where lengths are to be controlled and a row has no answers, or too little is there to fit; ConfigError
-    where the tables do not belong to these rows.
+    Raises DataError where no row has a verdict, and where lengths are to be controlled and a row has no answers, or too little
+    is there to fit; ConfigError where the tables do not belong to these rows.
     """
     kept = sorted([100 * p] for p in found.preferences if p is not None)  # the order of rows must not move the interval
+    if not kept:
+        n = len(found.preferences)
+        raise DataError(f"{found.source}: none of its {n} rows has a verdict (AlpacaEval's preferences go from 1 to 2)")
     controlled, notes = None, list(found.notes)
     if tables is not None or own:
         controlled, more = _controlled(found, tables, seed)

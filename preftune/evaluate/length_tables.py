@@ -128,7 +128,12 @@ def _rows(file: Path, columns: tuple[str, ...]) -> list[Row]:
             if missing := [name for name in columns if name not in header]:
                 have = ", ".join(header) or "nothing"
                 raise DataError(f"{file}:1: no column {', '.join(missing)}; expected {', '.join(columns)}, found {have}")
-            rows = [Row(f"{file}:{table.line_num}", dict(zip(header, cells, strict=False))) for cells in table if cells]
+            rows = []
+            for cells in table:
+                if cells and len(cells) != len(header):
+                    raise DataError(f"{file}:{table.line_num}: {len(cells)} cells, but the header has {len(header)} columns")
+                if cells:
+                    rows.append(Row(f"{file}:{table.line_num}", dict(zip(header, cells, strict=True))))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read as CSV: {error}") from None
     if not rows:
@@ -142,7 +147,7 @@ def _numbers(rows: list[Row], columns: tuple[str, ...], file: Path) -> list[list
     for row in rows:
         values = []
         for name in columns:
-            cell = row.cells.get(name, "")
+            cell = row.cells[name]
             try:
                 values.append(float(cell))
             except ValueError:
@@ -167,10 +172,12 @@ def _difficulties(rows: list[Row], file: Path) -> list[float]:
 
 def _gamed(rows: list[Row], file: Path) -> Gamed:
     problems = [f"{r.place}: not_gamed_baseline is {r.cells['not_gamed_baseline']!r}, expected False" for r in rows
-                if r.cells.get("not_gamed_baseline", "").strip().lower() not in ("false", "0", "0.0")]  # fmt: skip
+                if r.cells["not_gamed_baseline"].strip().lower() not in ("false", "0", "0.0")]  # fmt: skip
     if problems:
         raise DataError(f"{len(problems)} rows of {file} are no gamed baseline's:\n{listing(problems)}")
     judged = [row for row in rows if row.cells["preference"].strip()]  # an empty cell is a judgment that failed
+    if not judged:
+        raise DataError(f"{file}: no row has a preference")
     table = np.array(_numbers(judged, GAMED[1][1:4], file), np.float64)
     if ((table[:, 0] < 0) | (table[:, 0] > 1)).any():
         at = int(((table[:, 0] < 0) | (table[:, 0] > 1)).argmax())

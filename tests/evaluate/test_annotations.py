@@ -207,7 +207,7 @@ def test_what_is_no_annotation_names_its_lines(tmp_path: Path) -> None:
     for line, reason in ((2, "no preference in it (it has instruction)"), (3, 'preference is "good"'),
                          (4, "preference is true"), (5, "not an object with named columns")):  # fmt: skip
         assert f"a.jsonl:{line}: {reason}" in said
-    assert "none of its 2 rows has a preference" in winrate(
+    assert "none of its 2 rows has a verdict" in winrate(
         "--annotations", save(tmp_path / "b.json", [{"preference": None}, {"preference": 7}]), fails=DataError
     )
     assert "no such file" in winrate("--annotations", tmp_path / "none.json", fails=DataError)
@@ -230,6 +230,8 @@ def test_tables_that_do_not_fit_are_refused_with_what_was_expected(tmp_path: Pat
     line = original.splitlines()[3]
     (tables / "df_gamed.csv").write_text(original.replace(line, line.replace(line.split(",")[3], "wide")))
     assert "df_gamed.csv:4: std_delta_len is 'wide', expected a number" in refused(tables)
+    (tables / "df_gamed.csv").write_text(original + "gamed,1,0.5\n")
+    assert "df_gamed.csv:82: 3 cells, but the header has 6 columns" in refused(tables)
     (tables / "df_gamed.csv").unlink()
     assert "no df_gamed*.csv in it; expected the columns index" in refused(tables, ConfigError)
     assert "no such folder" in refused(tmp_path / "none", ConfigError)

@@ -258,6 +258,12 @@ def test_what_does_not_go_together_is_said(files: Path) -> None:
     assert "name the model with --model" in mtbench(*run, fails=ConfigError)
     assert "--out: a run needs it" in mtbench(*run[:4], "--answers", files / "other.jsonl", fails=ConfigError)
     assert "--model: is for a run" in mtbench("--judgments", files / "x.jsonl", "--model", "m", fails=ConfigError)
+    assert "--temperature: is for a run" in mtbench("--judgments", files / "x.jsonl", "--temperature", 0.5, fails=ConfigError)
+    stored = ["--answers", files / "other.jsonl"]
+    assert "--model-url: is for a model that answers now" in mtbench(
+        *run, *stored, "--model-url", "http://a/v1", fails=ConfigError
+    )
+    assert "--template-name: says how" in mtbench(*run, *stored, "--template-name", "pair-v2", fails=ConfigError)
     prompts = ["--template", files / "judge_prompts.jsonl", "--base-url", "http://127.0.0.1:9/v1"]
     said = mtbench(*run, *prompts, "--model", "nowhere", fails=ModelError)
     assert "nowhere" in said and "a model behind a server is named with --model-url" in said
