@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from preftune.config import Config
+from preftune.diagnose.symptoms import Watch, diagnose
 from preftune.errors import PreftuneError
 from preftune.report.page import write_report
 from preftune.run import Run
@@ -13,6 +14,7 @@ from preftune.show import Show
 from preftune.training.dist import leave
 from preftune.training.job import Finished, JobEvent, Started, run_job
 from preftune.training.loop import Evaluated, Step
+from preftune.training.prepare import Said
 from preftune.training.trackers import Tracker, check_trackers, open_trackers
 
 
@@ -39,12 +41,14 @@ def train(
     check_trackers(config.trackers)
     trackers: list[Tracker] = []
     run: Run | None = None
+    watch: Watch | None = None
     with Show(quiet=quiet) as show:
         try:
             for event in run_job(config, resume=resume):
                 match event:
                     case Started():
                         trackers = open_trackers(config.trackers, event.run, step=event.step) if show.main else []
+                        watch = Watch(event.run, step=event.step) if show.main else None
                     case Step():
                         _track(trackers, event.index, "train", event.metrics)
                     case Evaluated():
@@ -53,16 +57,34 @@ def train(
                         run = event.run
                     case _:
                         pass
-                show(event)
-                if on_event:
-                    on_event(event)
+                for one in [event, *_noticed(watch, event)]:
+                    show(one)
+                    if on_event:
+                        on_event(one)
         finally:
             leave()
     if run is None:
         raise PreftuneError("the job ended without a result")
     if show.main:
+        diagnose(run)
         write_report([run])
     return run
+
+
+def _noticed(watch: Watch | None, event: JobEvent) -> list[Said]:
+    """What an evaluation makes certain of the run, each finding once; the run remembers it."""
+    match event:
+        case Step() if watch:
+            watch.step({"step": event.index, **event.metrics})
+        case Evaluated() if watch:
+            found = watch.evaluated({"step": event.step, **event.metrics})
+            said = [Said("diagnosis", f"{one.name}: {one.said}{'. ' if one.remedy else ''}{one.remedy}") for one in found]
+            for one in said:
+                watch.run.log_event(one.kind, one.message)
+            return said
+        case _:
+            pass
+    return []
 
 
 def _track(trackers: list[Tracker], step: int, split: str, metrics: dict[str, float]) -> None:

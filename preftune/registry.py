@@ -225,3 +225,28 @@ CHECKS = Registry(
     },
 )
 """Checks of data: a function from a Corpus to one Finding."""
+
+SYMPTOMS = Registry(
+    "finding",
+    {  # in the order in which they are told
+        "stopped": "preftune.diagnose.origin:stopped",
+        "reference_mismatch": "preftune.diagnose.origin:reference_mismatch",
+        "no_effect": "preftune.diagnose.effect:no_effect",
+        "lost_updates": "preftune.diagnose.effect:lost_updates",
+        "no_wins": "preftune.diagnose.outcome:no_wins",
+        "preferences": "preftune.diagnose.fit:preferences",
+        "trivial_pairs": "preftune.diagnose.fit:trivial_pairs",
+        "overfitting": "preftune.diagnose.fit:overfitting",
+        "drifted": "preftune.diagnose.outcome:drifted",
+        "displacement": "preftune.diagnose.fit:displacement",
+        "length_bias": "preftune.diagnose.outcome:length_bias",
+        "forgetting": "preftune.diagnose.outcome:forgetting",
+        "conservative": "preftune.diagnose.outcome:conservative",
+        "off_policy": "preftune.diagnose.origin:off_policy",
+        "truncated": "preftune.diagnose.origin:truncated",
+        "judge": "preftune.diagnose.judging:judge",
+        "spikes": "preftune.diagnose.course:spikes",
+        "clipped": "preftune.diagnose.effect:clipped",
+    },
+)
+"""Findings about a run: a function from a Case to one Finding."""

@@ -82,7 +82,7 @@ class Show:
                 self._print(f"[bold green]done[/]: the model is in {escape(str(event.run.model))}")
 
     def _say(self, said: Said) -> None:
-        style = "yellow" if said.kind == "warning" else "dim"
+        style = "yellow" if said.kind in ("warning", "diagnosis") else "dim"
         self._print(f"[{style}]{said.kind:>9}[/] {escape(said.message)}")
 
     def _step(self, step: Step) -> None:

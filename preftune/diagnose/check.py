@@ -19,7 +19,7 @@ from preftune.data.read import Dataset, read_examples
 from preftune.data.template import Renderer, build_trees
 from preftune.data.types import Judgment
 from preftune.diagnose.corpus import Corpus, Scored
-from preftune.diagnose.finding import ORDER, Finding, worst_first
+from preftune.diagnose.finding import Finding, show_findings, summary_of, worst_first
 from preftune.diagnose.leakage import read_benchmark
 from preftune.errors import ConfigError, nearest, printable
 from preftune.registry import CHECKS
@@ -53,9 +53,7 @@ class Check:
     @property
     def summary(self) -> str:
         """How many findings of each severity."""
-        n = Counter(finding.severity for finding in self.findings)
-        bad = [f"{n[s]} {s}{'s'[: n[s] != 1]}" for s in ORDER[:3] if n[s]]
-        return f"{', '.join(bad) or 'nothing found'}; {n['ok']} checks in order, {n['skipped']} skipped"
+        return summary_of(self.findings)
 
     @property
     def n_errors(self) -> int:
@@ -75,7 +73,6 @@ class Check:
     def show(self, console: Console, *, everything: bool = False) -> None:
         """For a terminal: counts, a table of what was found, what to do about each, and the example."""
         from rich import markup
-        from rich.table import Table
 
         def escape(text: str) -> str:
             return markup.escape(printable(text))
@@ -85,22 +82,11 @@ class Check:
         c = self.counts
         console.print(f"{c['rows_read']} rows: {c['used']} examples of {c['prompts']} prompts, {c['quarantined']} set aside")
         console.print(f"{c['pairs']} preferences, {c['labelled']} labelled responses, {c['responses']} responses")
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for finding in self.findings:
-            if everything or finding.severity not in ("ok", "skipped"):
-                table.add_row(f"[{_STYLES[finding.severity]}]{finding.severity}", f"[bold]{finding.name}", escape(finding.said))
-                if finding.remedy:
-                    table.add_row("", "", f"[italic]{escape(finding.remedy)}")
-                for one in finding.examples:
-                    table.add_row("", "", f"[dim]{escape(Path(one.place).name)}: {escape(one.text)}")
-        console.print(table)
+        show_findings(console, self.findings, everything=everything)
         console.print(f"[bold]{self.summary}")
         if self.example:
             console.print("\nOne example as the model sees it; ⟦scored tokens⟧ are those that the loss counts:")
             console.print(escape(self.example), highlight=False)
-
-
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "ok": "green", "skipped": "dim"}
 
 
 def inspect(

@@ -1,4 +1,4 @@
-"""What one check has found: how bad it is, the numbers, places to look at, and what to do.
+"""What one check of data, or of a run, has found: how bad it is, the numbers, places to look at, and what to do.
 
     >>> Finding("duplicates", "warning", "3 of 400 preferences are copies", remedy="leave them out (--fix)")
 
@@ -8,9 +8,16 @@ knowing; "ok", looked at and found to be in order; "skipped", not looked at, and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from preftune.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Severity = Literal["error", "warning", "note", "ok", "skipped"]
 
@@ -75,3 +82,32 @@ def excerpt(text: str, longest: int = 160) -> str:
     """The beginning of a text on one line."""
     line = " ".join(text.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def summary_of(findings: Iterable[Finding]) -> str:
+    """How many findings of each severity."""
+    n = Counter(finding.severity for finding in findings)
+    bad = [f"{n[s]} {s}{'s'[: n[s] != 1]}" for s in ORDER[:3] if n[s]]
+    return f"{', '.join(bad) or 'nothing found'}; {n['ok']} checks in order, {n['skipped']} skipped"
+
+
+def show_findings(console: Console, findings: Iterable[Finding], *, everything: bool = False) -> None:
+    """For a terminal: what was found, what to do about it, and where to look; the quiet ones only if `everything`."""
+    from rich import markup
+    from rich.table import Table
+
+    def escape(text: str) -> str:
+        return markup.escape(printable(text))
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for finding in findings:
+        if everything or finding.severity not in ("ok", "skipped"):
+            table.add_row(f"[{_STYLES[finding.severity]}]{finding.severity}", f"[bold]{finding.name}", escape(finding.said))
+            if finding.remedy:
+                table.add_row("", "", f"[italic]{escape(finding.remedy)}")
+            for one in finding.examples:
+                table.add_row("", "", f"[dim]{escape(Path(one.place).name)}: {escape(one.text)}")
+    console.print(table)
+
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "ok": "green", "skipped": "dim"}

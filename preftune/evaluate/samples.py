@@ -17,7 +17,7 @@ from preftune.data.template import Renderer
 from preftune.data.types import Example
 from preftune.data.write import plain
 from preftune.errors import DataError
-from preftune.evaluate.estimate import mean
+from preftune.evaluate.estimate import mean, ratio
 from preftune.evaluate.kl import KL, TokenKL
 from preftune.evaluate.record import Answers, Samples
 from preftune.generate import Reply, Sampling, sample
@@ -63,6 +63,10 @@ def looks(drawn: Drawn) -> Answers:
         distinct_1=distinct(texts, 1) or 0.0,
         distinct_2=distinct(texts, 2) or 0.0,
         unique=len(set(texts)) / len(texts),
+        logp_per_token=ratio(
+            [[float(r.logp.sum()) for r in replies] for replies in drawn.replies],
+            [[float(len(r.ids)) for r in replies] for replies in drawn.replies],
+        ),
     )
 
 
