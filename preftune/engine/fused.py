@@ -29,6 +29,7 @@ from torch.nn.functional import embedding as usual_embedding
 
 from preftune.engine.inplace import Sum
 from preftune.engine.linear import Recipe, fast_linear
+from preftune.engine.lora_linear import is_lora_linear, lora_linear
 
 
 def use_fused(model: nn.Module, on: bool) -> None:
@@ -54,6 +55,8 @@ def _served(module: nn.Module) -> Callable[..., Any] | None:
     """The forward pass that serves such a module."""
     if type(module) is nn.Linear:
         return fast_linear
+    if is_lora_linear(module):
+        return lora_linear if _same(module, lora_linear, module) else None
     if type(module) is nn.Embedding:
         plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
         return _embedding if plain else None
@@ -209,4 +212,4 @@ def _embedding(module: Any, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows d
     return _Embedding.apply(ids, module.weight, module.padding_idx)  # type: ignore[no-any-return, no-untyped-call]
 
 
-_OURS = {fast_linear, _embedding, _gated_mlp, _rms_norm, _rms_norm_around_one}
+_OURS = {fast_linear, lora_linear, _embedding, _gated_mlp, _rms_norm, _rms_norm_around_one}
