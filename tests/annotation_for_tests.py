@@ -6,11 +6,11 @@ import http.client
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from worlds import command, finish, spawn
 
 TOKEN = "a-token-for-tests"
 
@@ -21,21 +21,23 @@ class Annotation:
     def __init__(self, data: Path, db: Path, *words: str, port: int = 0) -> None:
         self.data, self.db, self.words, self.port = data, db, words, port
         self.people: list[Person] = []
+        self._log = db.with_name(f"{db.stem}-said.txt")
         self.start()
 
     def start(self) -> None:
         """Starts it, on the same port as before if there was one."""
-        command = [sys.executable, "-m", "preftune", "annotate", str(self.data), "--db", str(self.db), "--port", str(self.port)]
-        command += ["--token", TOKEN, *self.words]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)
-        )
-        assert self.process.stdout is not None
-        self.said = [self.process.stdout.readline()]
-        assert self.said[0].startswith("http") or ": http" in self.said[0], self.said + self.process.stdout.readlines()
-        while "Ctrl-C ends" not in self.said[-1]:
-            self.said.append(self.process.stdout.readline())
-        self.port = int(self.said[0].split("//")[1].split("/")[0].rsplit(":", 1)[1])
+        words = ["annotate", str(self.data), "--db", str(self.db), "--port", str(self.port), "--token", TOKEN, *self.words]
+        self._log.touch()
+        self._before = len(self._log.read_text())
+        self.process = spawn(command, words, str(self._log))
+        until(lambda: "Ctrl-C ends" in self.said or self.process.exitcode is not None, 60)
+        assert self.said.startswith("http") or ": http" in self.said.partition("\n")[0], self.said
+        self.port = int(self.said.split("//")[1].split("/")[0].rsplit(":", 1)[1])
+
+    @property
+    def said(self) -> str:
+        """What it has printed since it was started last."""
+        return self._log.read_text()[self._before :]
 
     @property
     def url(self) -> str:
@@ -43,15 +45,13 @@ class Annotation:
 
     def kill(self) -> None:
         """As a crash would."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.process.kill()
+        self.process.join()
 
     def stop(self) -> int:
         """As Ctrl-C would; the exit status."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(20)
+        os.kill(self.process.pid, signal.SIGINT)
+        return finish(self.process, timeout=20)[0]
 
     def stranger(self, cookie: str = "") -> Person:
         """Somebody with this cookie, who has not signed in."""
@@ -72,11 +72,7 @@ class Annotation:
     def __exit__(self, *args: object) -> None:
         for someone in self.people:
             someone.connection.close()
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.kill()
 
 
 class Person:

@@ -6,8 +6,9 @@ import warnings
 warnings.simplefilter("ignore")
 for name in (
     "torch", "transformers", "peft", "preftune.api", "preftune.cli", "preftune.model.load", "preftune.report.page",
-    "preftune.training.job", "safetensors.torch", "transformers.models.auto.modeling_auto", "transformers.generation.utils",
-    "transformers.models.llama.modeling_llama", "torch.nn.parallel.distributed", "torch._dynamo", "matplotlib.pyplot",
+    "preftune.training.job", "preftune.web.app", "preftune.web.serve", "safetensors.torch", "uvicorn",
+    "transformers.models.auto.modeling_auto", "transformers.generation.utils", "transformers.models.llama.modeling_llama",
+    "torch.nn.parallel.distributed", "torch._dynamo", "matplotlib.pyplot",
 ):  # fmt: skip
     importlib.import_module(name)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from annotation_for_tests import Annotation
-from worlds import THINGS, World, read_jsonl
+from worlds import THINGS, World, cli, read_jsonl, real_pages
 
 from preftune.data.judgments import read_judgments
 from preftune.run import Run
@@ -25,22 +24,22 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
-def shell(commands: str, folder: Path, model: Path) -> str:
-    """Runs commands of the page; what they print."""
-    environment = os.environ | {"MODEL": str(model), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+def shell(commands: str, model: Path) -> str:
+    """Runs commands of the page in this folder, those of preftune in this process; what they print."""
+    printed = ""
+    for line in commands.splitlines():
+        words = [word.replace("$MODEL", str(model)) for word in shlex.split(line)]
+        if words[0] == "preftune":
+            left = cli(*words[1:])
+            assert left.code == 0, f"{line}\n{left.out}\n{left.err}"
+            printed += left.out
+        else:
+            subprocess.run(["bash", "-euo", "pipefail", "-c", line], check=True)
+    return printed
 
 
-@pytest.mark.slow
-def test_the_page_as_it_stands(world: World, tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "preftune"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m preftune "$@"\n')
-    program.chmod(0o755)
+def test_the_page_as_it_stands(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "prompts.txt").write_text(
         "".join(f"Where is my {thing}, the one of row {n}?\n" for n in range(8) for thing in THINGS)
@@ -48,12 +47,12 @@ def test_the_page_as_it_stands(world: World, tmp_path: Path) -> None:
     (tmp_path / "rule.py").write_text(blocks("python")[0])
     sample, judge, export, agree, pairs, check, train, chat = blocks("bash")
 
-    shell(sample, tmp_path, world.base)
+    shell(sample, world.base)
     answers = read_jsonl(tmp_path / "answers.jsonl")
     sizes = [len(row["responses"]) for row in answers]  # a model with random weights says nothing at all at times
     assert len(sizes) == 48 and set(sizes) <= {2, 3, 4} and sizes.count(4) > 40
 
-    shell(judge, tmp_path, world.base)
+    shell(judge, world.base)
     assert len(read_judgments(tmp_path / "by-rule.jsonl")) == sum(n * (n - 1) // 2 for n in sizes)
 
     with Annotation(tmp_path / "answers.jsonl", tmp_path / "mine.db") as server:
@@ -61,16 +60,17 @@ def test_the_page_as_it_stands(world: World, tmp_path: Path) -> None:
         task = me.next()["task"]
         for n in range(10):
             task = me.judge(task["item"], "left" if n % 2 else "right", str(n))["task"]
-    shell(export, tmp_path, world.base)
+    shell(export, world.base)
     assert len(read_judgments(tmp_path / "by-me.jsonl")) == 10
 
-    assert "me" in shell(agree, tmp_path, world.base)
-    shell(pairs, tmp_path, world.base)
+    assert "me" in shell(agree, world.base)
+    shell(pairs, world.base)
     rows = read_jsonl(tmp_path / "pairs.jsonl"), read_jsonl(tmp_path / "held-out.jsonl")
     assert rows[0] and rows[1] and not {json.dumps(r["prompt"]) for r in rows[0]} & {json.dumps(r["prompt"]) for r in rows[1]}
 
-    assert shell(check, tmp_path, world.base)
-    shell(train, tmp_path, world.base)
+    assert shell(check, world.base)
+    with real_pages():
+        shell(train, world.base)
     run = Run.open(tmp_path / "runs" / "aligned")
     assert run.model.is_dir() and run.report_file.exists() and len(run.metrics(split="train")) >= 1
-    assert shell(chat, tmp_path, world.base)
+    assert shell(chat, world.base)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,19 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu_inputs, gpu_sides
 
 
-def test_it_runs_whole_goes_on_and_its_losses_agree(tmp_path: Path) -> None:
+def test_it_runs_whole_goes_on_and_its_losses_agree(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu
+
+    def run(case: str) -> str:
+        words = ["--tiny", "--device", "cpu", "--json", str(file), "--steps", "2", "--warmup", "1", "--case", case]
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
+        gpu.main()
+        return capsys.readouterr().out
+
     file = tmp_path / "gpu.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--device", "cpu", "--json", str(file),
-               "--steps", "2", "--warmup", "1", "--case", "tiny:hh:lora"]  # fmt: skip
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert first.returncode == 0, first.stderr
+    run("tiny:hh:lora")
     found = json.loads(file.read_text())
     case = found["cases"]["tiny:hh:lora"]
     assert list(case["sides"]) == ["preftune:branches", "peer:4", "peer:16"] and "error" not in case
@@ -40,10 +46,10 @@ def test_it_runs_whole_goes_on_and_its_losses_agree(tmp_path: Path) -> None:
     assert case["largest_loss_difference"] < 1e-3
     assert case["sides"]["preftune:branches"]["tokens"] < case["sides"]["peer:4"]["tokens"]
     assert found["about"]["lengths"]["hh"]["prompt"]
-    again = subprocess.run([*command[:-1], "tiny:hh:lor?"], capture_output=True, text=True, check=True)
-    assert "tiny:hh:lora: measured before" in again.stdout and json.loads(file.read_text())["cases"] == found["cases"]
-    wrong = subprocess.run([*command[:-1], "9B:hh:lora"], capture_output=True, text=True, check=False)
-    assert wrong.returncode and "9B:hh:lora; a case is MODEL:LENGTHS:TUNING" in wrong.stderr and "Traceback" not in wrong.stderr
+    again = run("tiny:hh:lor?")
+    assert "tiny:hh:lora: measured before" in again and json.loads(file.read_text())["cases"] == found["cases"]
+    with pytest.raises(SystemExit, match="9B:hh:lora; a case is MODEL:LENGTHS:TUNING"):
+        run("9B:hh:lora")
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,22 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "peer.py"
 SHAPE = {"size": "50M", "vocabulary": 50_000, "max_length": 512, "threads": 2, "precision": "fp32"}
 
 
-def bench(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True, env=dict(os.environ))
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """The script in this process, for what measures nothing: its exit code and what it prints."""
+    for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "TQDM_DISABLE"):
+        monkeypatch.setenv(name, "1")  # the script sets these when it is imported
+    import peer
+
+    def run(*words: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["peer.py", *map(str, words)])
+        try:
+            code = peer.main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        return code, "".join(capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.parity
@@ -26,7 +40,8 @@ def bench(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def test_quick(shared_data: Path, tmp_path: Path) -> None:
     """Both sides: equal losses to 1e-4, nearly equal weights, a ratio in the table and in the file."""
     file = tmp_path / "quick.json"
-    done = bench("--quick", "--data", shared_data, "--json", file, "--plot", tmp_path / "quick.svg")
+    words = ["--quick", "--data", shared_data, "--json", file, "--plot", tmp_path / "quick.svg"]
+    done = subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     content = json.loads(file.read_text())
     assert {"date", "commands", "versions", "machine"} <= content["about"].keys()
@@ -42,16 +57,16 @@ def test_quick(shared_data: Path, tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "quick.svg").read_text()
 
 
-def test_slower_than_before_is_said(tmp_path: Path) -> None:
+def test_slower_than_before_is_said(call: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     """The ratio to TRL is compared, case by case; a fall by more than a tenth is named, and is an error to whoever asks."""
     now, before = tmp_path / "now.json", tmp_path / "before.json"
     now.write_text(json.dumps({"about": {}, "memory": [], "cells": [cell("full", 8.8), cell("lora", 9.8)]}))
     before.write_text(json.dumps({"about": {}, "memory": [], "cells": [cell("full", 10.0), cell("lora", 10.0)]}))
-    slower = bench("--table", now, "--compare", before)
-    assert slower.returncode == 1
-    assert "slower: hh, full, threads 2, default: 8.80 times TRL's speed, 10.00 before" in slower.stdout
-    assert "hh, lora, threads 2, default:" not in slower.stdout
-    assert bench("--table", now, "--compare", now).returncode == 0
+    code, slower = call("--table", now, "--compare", before)
+    assert code == 1
+    assert "slower: hh, full, threads 2, default: 8.80 times TRL's speed, 10.00 before" in slower
+    assert "hh, lora, threads 2, default:" not in slower
+    assert call("--table", now, "--compare", now)[0] == 0
 
 
 def cell(tuning: str, ratio: float) -> dict[str, Any]:
@@ -63,7 +78,7 @@ def cell(tuning: str, ratio: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_an_unknown_case_is_refused(shared_data: Path) -> None:
-    done = bench("--data", shared_data, "--case", "hh:full:fastest")
-    assert done.returncode == 2
-    assert "hh:full:lean" in done.stderr
+def test_an_unknown_case_is_refused(call: Callable[..., tuple[int, str]], shared_data: Path) -> None:
+    code, said = call("--data", shared_data, "--case", "hh:full:fastest")
+    assert code == 2
+    assert "hh:full:lean" in said

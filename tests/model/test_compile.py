@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from worlds import World
+from worlds import World, command, finish, spawn
 
+from preftune.api import train
 from preftune.errors import ConfigError
 from preftune.model.compile import decoder_layers, eager, use_compiled_layers
 from preftune.run import Run
@@ -43,14 +42,12 @@ def test_a_model_without_layers_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_compiled_layers_train_to_the_same(world: World, tmp_path: Path) -> None:
-    """In processes of their own, where no check of annotations stands in the compiler's way."""
-    runs = []
-    for compiled in ("false", "true"):
-        out = tmp_path / compiled
-        words = world.words(out, compile=compiled, steps=3, batch__tokens_per_microbatch=100)
-        done = subprocess.run([sys.executable, "-m", "preftune", "train", *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        runs.append(Run(out).metrics(split="train"))
-    for eager_step, compiled_step in zip(*runs, strict=True):
+    """In a process of its own, where no check of annotations stands in the compiler's way."""
+    same = {"steps": 3, "batch__tokens_per_microbatch": 100}
+    expected = train(world.settings(tmp_path / "eager", **same), quiet=True).metrics(split="train")
+    words = world.words(tmp_path / "compiled", compile="true", **same)
+    assert finish(spawn(command, ["train", *words], str(tmp_path / "log")), timeout=600) == [0], (tmp_path / "log").read_text()
+    found = Run(tmp_path / "compiled").metrics(split="train")
+    for eager_step, compiled_step in zip(expected, found, strict=True):
         assert abs(eager_step["loss"] - compiled_step["loss"]) < 1e-5
         assert abs(eager_step["grad_norm"] / compiled_step["grad_norm"] - 1) < 1e-3

@@ -5,8 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from annotation_for_tests import TOKEN, Annotation, write_pairs
+from worlds import cli
 
 from preftune.data.judgments import read_judgments
 
@@ -134,7 +133,7 @@ def test_links_of_their_own(tmp_path: Path) -> None:
     """With names, each has a token that opens for that name alone, and results stay with whoever has the first token."""
     words = ("--annotator", "ada", "--annotator", "bob")
     with Annotation(write_pairs(tmp_path / "p.jsonl", 2), tmp_path / "a.db", *words) as running:
-        links = dict(line.split(": ", 1) for line in running.said if "#token" in line)
+        links = dict(line.split(": ", 1) for line in running.said.splitlines() if "#token" in line)
         tokens = {name: link.split("token=")[1].split("&")[0].strip() for name, link in links.items()}
         assert set(tokens) == {"you", "ada", "bob"} and len(set(tokens.values())) == 3
         ada = running.person("ada", tokens["ada"])
@@ -159,7 +158,7 @@ def test_killed_in_the_middle_nothing_that_was_saved_is_lost(tmp_path: Path) -> 
                 task = answer["task"]
         except (OSError, http.client.HTTPException):  # the connection broke, in whatever way
             pass
-        running.process.wait()
+        running.process.join()
         running.start()
         again = running.stranger(ada.cookie)
         task = again.next()["task"]
@@ -167,9 +166,8 @@ def test_killed_in_the_middle_nothing_that_was_saved_is_lost(tmp_path: Path) -> 
         while task:
             task = again.judge(task["item"], "right", f"again{task['item']}")["task"]
         assert running.stop() == 0
-    command = [sys.executable, "-m", "preftune", "annotate", data, "--db", tmp_path / "a.db", "--export", tmp_path / "j.jsonl"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("60 judgments in")
+    done = cli("annotate", data, "--db", tmp_path / "a.db", "--export", tmp_path / "j.jsonl")
+    assert done.code == 0 and done.out.startswith("60 judgments in")
     assert len({j.example for j in read_judgments(tmp_path / "j.jsonl")}) == 60
 
 
@@ -212,15 +210,13 @@ def test_wider_than_this_machine_only_with_a_token(tmp_path: Path) -> None:
         (["--token", TOKEN, "--token-file", "x"], "give one of them"),
         (["--token-file", str(tmp_path / "none")], "cannot be read"),
     ):
-        command = [sys.executable, "-m", "preftune", "annotate", str(data), "--db", str(tmp_path / "a.db"), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+        done = cli("annotate", data, "--db", tmp_path / "a.db", *words)
+        assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
 
 
 def test_a_port_that_is_taken(server: Annotation, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "preftune", "annotate", str(server.data), "--db", str(tmp_path / "a.db")]
-    done = subprocess.run([*command, "--port", str(server.port)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "another --port, or 0" in done.stderr
+    done = cli("annotate", server.data, "--db", tmp_path / "a.db", "--port", server.port)
+    assert done.code == 2 and "another --port, or 0" in done.err
 
 
 def test_another_token_signs_everybody_out(tmp_path: Path) -> None:
@@ -240,6 +236,8 @@ def test_the_token_is_in_no_output(tmp_path: Path) -> None:
         ada.judge(ada.next()["task"]["item"], "left", "k")
         running.stranger().ask("GET", f"/?token={TOKEN}")
         running.process.terminate()
-        assert running.process.stdout and TOKEN not in running.process.stdout.read()
+        running.process.join()
+        link, rest = running.said.split("\n", 1)
+        assert TOKEN in link and TOKEN not in rest
     for file in tmp_path.glob("a.db*"):
         assert TOKEN.encode() not in file.read_bytes()
