@@ -2,6 +2,7 @@
 
     python benchmarks/check_rates.py            # the tables of docs/check.md, about five minutes on one core
     python benchmarks/check_rates.py --speed    # seconds of CPU by number of preferences
+    python benchmarks/check_rates.py --noise --seeds 5    # wrong labels: what is said by their share and the number of rows
 
 Rows are those of made_up_pairs.py. A fault counts as found where its check gives a warning or an error.
 """
@@ -43,6 +44,24 @@ def alarms(sizes: tuple[int, ...], seeds: int) -> None:
         print(f"clean data of {n} rows: {len(alarming)} of {seeds} data sets raise an alarm {alarming or ''}", flush=True)
 
 
+def noise(sizes: tuple[int, ...], seeds: int) -> None:
+    """What `label_noise` says of labels that were turned at random, by their share and the number of rows."""
+    print("| rows | labels flipped | sets with a number | its mean, least, most | note or more | warning or more |")
+    print("|---|---|---|---|---|---|")
+    for n in sizes:
+        for rate in (0.0, 0.05, 0.1, 0.2, 0.3):
+            said = []
+            for seed in range(seeds):
+                rows = clean(n, seed=seed)
+                rows = FAULTS["flipped"].plant(rows, rate, random.Random(seed)) if rate else rows
+                said += [one for one in inspect(rows, only=("label_noise",)).findings if one.name == "label_noise"]
+            known = [one.numbers["surest_against_label"] for one in said if "surest_against_label" in one.numbers]
+            shown = f"{sum(known) / len(known):.3f}, {min(known):.3f}, {max(known):.3f}" if known else "none"
+            counts = [sum(one.severity in which for one in said) for which in (("note", *LOUD), LOUD)]
+            cells = [str(n), f"{rate:g}", f"{len(known)}/{seeds}", shown, *(f"{count}/{seeds}" for count in counts)]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
 def speed(sizes: tuple[int, ...]) -> None:
     for n in sizes:
         rows = clean(n)
@@ -57,11 +76,15 @@ def speed(sizes: tuple[int, ...]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--noise", action="store_true")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--rows", type=int, default=1000)
     asked = parser.parse_args()
     if asked.speed:
         speed((1250, 2500, 5000, 10_000, 20_000))
+        return
+    if asked.noise:
+        noise((1000, 4000), asked.seeds)
         return
     alarms((200, 1000, 4000), asked.seeds)
     rates(asked.rows, asked.seeds)
