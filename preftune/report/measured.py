@@ -11,7 +11,7 @@ from preftune.evaluate.record import Answers, Evaluation, Histogram, Preferences
 from preftune.report.frontier import Point, frontier
 from preftune.report.loaded import Loaded
 from preftune.report.plots import Draw, Line, Plot, Values
-from preftune.report.text import interval, number, short
+from preftune.report.text import flat, interval, number, short
 
 _CATEGORIES = 16  # in one plot; more are not read
 
@@ -82,7 +82,7 @@ def rows(found: Evaluation) -> list[Row]:
         made.append(Row(f"Perplexity on {text.name}", before or "", number(text.policy), "", f"{text.n_tokens:,} tokens"))
         if text.change:
             made.append(_row(f"Log-prob lost on {text.name}, nats per token", text.change))
-    return made
+    return made + [Row(f"Benchmark {name}", "", value, "", "") for name, value in flat(found.benchmarks)]
 
 
 def _row(name: str, value: Estimate, before: Estimate | None = None) -> Row:
@@ -97,6 +97,8 @@ def _wins(wins: Wins) -> Iterator[Row]:
         yield _row(f"Length-controlled win rate {who}, %", wins.length_controlled)
     if wins.order_consistency:
         yield _row(f"Judged alike in both orders ({wins.judge}), %", _share(wins.order_consistency))
+    if wins.first_wins:
+        yield _row(f"Verdicts for the answer shown first ({wins.judge}), %", _share(wins.first_wins))
 
 
 def _preferences(found: Preferences, which: str) -> Iterator[Row]:
@@ -107,6 +109,9 @@ def _preferences(found: Preferences, which: str) -> Iterator[Row]:
     if found.loss is not None:
         yield Row(f"Loss, {which}", "", number(found.loss), "", f"{found.n_pairs:,}")
     yield _row("Margin, reward of chosen minus rejected", found.margin)
+    for side, ratio in (("chosen", found.chosen_log_ratio), ("rejected", found.rejected_log_ratio)):
+        if ratio:
+            yield _row(f"Log-ratio to the reference of {side} responses, nats", ratio)
     if found.calibration_error is not None:
         yield Row("Calibration error of σ(|margin|)", "", number(found.calibration_error), "", f"{found.n_pairs:,}")
 

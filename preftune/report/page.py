@@ -28,6 +28,7 @@ from preftune.report.text import flat, number, text
 from preftune.run import Run
 
 _DROPPED = 20  # rows that were left out, named one by one
+_QUIET = ("ok", "skipped")  # findings that found nothing
 
 
 class Summary(NamedTuple):
@@ -109,7 +110,6 @@ def page_of(runs: Sequence[Loaded]) -> Page:
 
 def _summary(one: Loaded) -> Summary:
     found = one.evaluation
-    found_in, quiet = ([f for f in one.findings if (f.severity in ("ok", "skipped")) == still] for still in (False, True))
     return Summary(
         name=one.name,
         verdict=found.verdict if found else _unevaluated(one),
@@ -118,9 +118,9 @@ def _summary(one: Loaded) -> Summary:
         tiles=measured.tiles(found) if found else [],
         rows=measured.rows(found) if found else [],
         notes=list(found.notes) if found else [],
-        findings=found_in,
-        quiet=[(f"{f.name.replace('_', ' ')} ({f.severity})", f.said) for f in quiet],
-        checked=[f for f in one.checked if f.severity not in ("ok", "skipped")],
+        findings=[f for f in one.findings if f.severity not in _QUIET],
+        quiet=[(f"{f.name.replace('_', ' ')} ({f.severity})", f.said) for f in one.findings if f.severity in _QUIET],
+        checked=[f for f in one.checked if f.severity not in _QUIET],
         data=[(name.replace("_", " "), value) for name, value in flat(one.data) if name != "dropped_rows"],
         dropped=_dropped(one),
         settings=one.settings,

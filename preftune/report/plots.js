@@ -25,6 +25,14 @@
     return size < 1e-4 ? v.toExponential(2) : String(Number(v.toPrecision(4)));
   };
 
+  // a name under an axis, broken near its middle; the table has it whole
+  const twoLines = (name) => {
+    const short = name.length > 26 ? `${name.slice(0, 25)}…` : name;
+    const far = (at) => Math.abs(at - short.length / 2);
+    const gaps = [...short.matchAll(/ /g)].map((gap) => gap.index).sort((a, b) => far(a) - far(b));
+    return gaps.length ? `${short.slice(0, gaps[0])}\n${short.slice(gaps[0] + 1)}` : short;
+  };
+
   // the place of the nearest value of a series, for curves that are not measured at every step
   const nearest = (u, si, at) => {
     const values = u.data[si];
@@ -86,22 +94,30 @@
         dash,
         spanGaps: true,
         class: line.draw,
-        points: { show: line.draw === "dots" || line.draw === "points" || line.x.length === 1, size: 8, fill: () => of(line), stroke: () => of(line) },
+        points: {
+          show: line.draw === "dots" || line.draw === "points" || line.x.length === 1,
+          size: 8,
+          fill: () => of(line),
+          stroke: () => of(line),
+        },
         value: (u, v, si, k) => this.valueOf(line, u, si, k),
       };
       if (line.draw === "points") entry.paths = () => null;
-      if (line.draw === "bars") Object.assign(entry, { paths: uPlot.paths.bars({ size: [0.86, 64] }), fill: () => thin(of(line), 0.8), width: 0, points: { show: false } });
+      if (line.draw === "bars") {
+        const paths = uPlot.paths.bars({ size: [0.86, 64] });
+        Object.assign(entry, { paths, fill: () => thin(of(line), 0.8), width: 0, points: { show: false } });
+      }
       this.series.push(entry);
       this.lineOf.push(line);
       if (line.low) {
+        const band = line.draw === "line"; // else whiskers
+        const paths = band ? uPlot.paths.linear() : () => null;
         for (const end of ["low", "high"]) {
-          this.series.push({ label: `${line.name}, ${end}`, class: "hidden", paths: () => null, points: { show: false }, spanGaps: true });
+          const hidden = { class: "hidden", width: 0, stroke: "transparent", points: { show: false }, spanGaps: true };
+          this.series.push({ label: `${line.name}, ${end}`, paths, ...hidden });
           this.lineOf.push({ bound: at });
         }
-        if (line.draw === "line") {
-          for (const k of [at + 1, at + 2]) Object.assign(this.series[k], { paths: uPlot.paths.linear(), width: 0, stroke: "transparent" });
-          this.bands.push({ series: [at + 2, at + 1], fill: () => thin(of(line), 0.18) });
-        }
+        if (band) this.bands.push({ series: [at + 2, at + 1], fill: () => thin(of(line), 0.18) });
       }
     }
 
@@ -117,7 +133,11 @@
     options() {
       const { spec } = this;
       const named = spec.names.length > 0;
-      const axis = { stroke: () => theme.soft, font: FONT, ticks: { show: false }, grid: { stroke: () => theme.line, width: 1 } };
+      const grid = { stroke: () => theme.line, width: 1 };
+      const axis = { stroke: () => theme.soft, font: FONT, ticks: { show: false }, grid };
+      const tick = (x) => (x == null ? "" : named ? twoLines(this.nameOf(x)) : number(x));
+      const size = named ? 46 : 30, space = named ? 1 : 56;
+      const pointed = (si) => this.lineOf[si] && !this.lineOf[si].bound && this.lineOf[si].draw !== "faint";
       const sync = spec.together ? { key: spec.together, scales: ["x", null], setSeries: false } : undefined;
       return {
         width: this.place.clientWidth || 400,
@@ -127,12 +147,21 @@
         bands: this.bands,
         scales: { x: this.scaleOfX(named), y: { range: (u, low, high) => this.rangeOfY(low, high) } },
         axes: [
-          { ...axis, grid: { show: false }, size: named ? 46 : 30, space: named ? 1 : 56, gap: 6, ...this.splits(named), values: (u, at) => at.map((x) => (x == null ? "" : named ? this.nameOf(x).replaceAll(" ", "\n") : number(x))) },
+          { ...axis, ...this.splits(named), grid: { show: false }, size, space, gap: 6, values: (u, at) => at.map(tick) },
           { ...axis, size: 54, space: 34, values: (u, at) => at.map((v) => (v == null ? "" : number(v))) },
         ],
-        cursor: { sync, drag: { x: true, y: false, dist: 6 }, dataIdx: nearest, points: { size: 8, fill: (u, si) => of(this.lineOf[si].bound ? {} : this.lineOf[si]) , show: (u, si) => (this.lineOf[si]?.bound || this.lineOf[si]?.draw === "faint" ? false : undefined) } },
-        legend: { live: true, markers: { width: 0, fill: (u, si) => `var(--series-${(((this.lineOf[si].colour || 0) % 8) + 1)})` } },
-        hooks: { drawAxes: [(u) => this.thinLines(u)], draw: [(u) => this.whiskers(u), (u) => this.words(u)], setSeries: [(u, si, opts) => this.withBounds(u, si, opts)] },
+        cursor: {
+          sync,
+          drag: { x: true, y: false, dist: 6 },
+          dataIdx: nearest,
+          points: { size: 8, fill: (u, si) => (pointed(si) ? of(this.lineOf[si]) : "transparent") },
+        },
+        legend: { live: true, markers: { width: 0, fill: (u, si) => `var(--series-${((this.lineOf[si].colour || 0) % 8) + 1})` } },
+        hooks: {
+          drawAxes: [(u) => this.thinLines(u)],
+          draw: [(u) => this.whiskers(u), (u) => this.words(u)],
+          setSeries: [(u, si, opts) => this.withBounds(u, si, opts)],
+        },
       };
     }
 
@@ -143,8 +172,9 @@
       const low = Math.min(first, ...xs, ...this.spec.uprights), high = Math.max(last, ...xs, ...this.spec.uprights);
       const scale = { time: false, distr: this.spec.log2 ? 3 : 1, log: 2 };
       if (named || this.spec.together || this.spec.lines.some((l) => l.draw !== "line")) {
-        const bars = this.spec.lines.some((l) => l.draw === "bars");
-        const room = named ? 0.5 : this.spec.log2 ? 0 : bars ? (high - low) / Math.max(1, this.spec.lines[0].x.length - 1) : (high - low || 1) * (this.spec.together ? 0.02 : 0.05);
+        const bars = this.spec.lines.find((l) => l.draw === "bars");
+        const share = bars ? 1 / Math.max(1, bars.x.length - 1) : this.spec.together ? 0.02 : 0.05;
+        const room = named ? 0.5 : (high - low || 1) * share;
         const whole = this.spec.log2 ? [low / 1.15, high * 1.15] : [low - room, high + room];
         // a part that was zoomed into is taken as it is
         scale.range = (u, from, to) => (from > first || to < last ? [from, to] : whole);
@@ -179,7 +209,8 @@
       ctx.setLineDash([3 * ratio, 3 * ratio]);
       for (const level of this.spec.levels) { const y = u.valToPos(level, "y", true); cut(b.left, y, b.left + b.width, y); }
       for (const x of this.spec.uprights) { const at = u.valToPos(x, "x", true); cut(at, b.top, at, b.top + b.height); }
-      if (this.spec.diagonal) cut(u.valToPos(0, "x", true), u.valToPos(0, "y", true), u.valToPos(1, "x", true), u.valToPos(1, "y", true));
+      const [left, bottom, right, top] = [0, 0, 1, 1].map((v, k) => u.valToPos(v, "xy"[k % 2], true));
+      if (this.spec.diagonal) cut(left, bottom, right, top);
       ctx.restore();
     }
 
@@ -193,10 +224,16 @@
       this.lineOf.forEach((line, si) => {
         if (!line || line.bound || !u.series[si].show || line.draw === "line" || line.draw === "faint") return;
         ctx.strokeStyle = of(line);
-        const bar = (x1, y1, x2, y2) => { ctx.beginPath(); ctx.moveTo(u.valToPos(x1, "x", true), u.valToPos(y1, "y", true)); ctx.lineTo(u.valToPos(x2, "x", true), u.valToPos(y2, "y", true)); ctx.stroke(); };
+        const bar = (x1, y1, x2, y2) => {
+          if ([x1, y1, x2, y2].includes(undefined) || [x1, y1, x2, y2].includes(null)) return;
+          ctx.beginPath();
+          ctx.moveTo(u.valToPos(x1, "x", true), u.valToPos(y1, "y", true));
+          ctx.lineTo(u.valToPos(x2, "x", true), u.valToPos(y2, "y", true));
+          ctx.stroke();
+        };
         line.x.forEach((x, k) => {
-          if (line.low && line.low[k] != null && line.high[k] != null) bar(x, line.low[k], x, line.high[k]);
-          if (line.x_low && line.x_low[k] != null && line.x_high[k] != null) bar(line.x_low[k], line.y[k], line.x_high[k], line.y[k]);
+          bar(x, line.low?.[k], x, line.high?.[k]);
+          bar(line.x_low?.[k], line.y[k], line.x_high?.[k], line.y[k]);
         });
       });
       ctx.restore();
@@ -238,8 +275,8 @@
         cell.tabIndex = 0;
         cell.setAttribute("role", "button");
         cell.setAttribute("aria-pressed", "true");
-        const press = () => requestAnimationFrame(() => cell.setAttribute("aria-pressed", String(!cell.parentNode.classList.contains("u-off"))));
-        cell.addEventListener("click", press);
+        const shown = () => String(!cell.parentNode.classList.contains("u-off"));
+        cell.addEventListener("click", () => requestAnimationFrame(() => cell.setAttribute("aria-pressed", shown())));
         cell.addEventListener("keydown", (event) => {
           if (event.key !== "Enter" && event.key !== " ") return;
           event.preventDefault();
@@ -267,15 +304,18 @@
     point(at) {
       const u = this.u;
       u.setCursor({ left: u.valToPos(u.data[0][at], "x"), top: u.over.clientHeight / 2 }, true, true);
-      const parts = this.lineOf.map((line, si) => (line && !line.bound && line.draw !== "faint" && u.series[si].show ? `${line.name} ${this.valueOf(line, u, si, nearest(u, si, at))}` : "")).filter(Boolean);
-      this.said.textContent = `${this.nameOf(u.data[0][at])}: ${parts.join(", ")}`;
+      const read = (line, si) => `${line.name} ${this.valueOf(line, u, si, nearest(u, si, at))}`;
+      const shown = (line, si) => line && !line.bound && line.draw !== "faint" && u.series[si].show;
+      const values = this.lineOf.flatMap((line, si) => (shown(line, si) ? [read(line, si)] : []));
+      this.said.textContent = `${this.nameOf(u.data[0][at])}: ${values.join(", ")}`;
     }
 
     zoom(centre, by) {
       const u = this.u, xs = u.data[0], { min, max } = u.scales.x;
       const low = Math.max(xs[0], centre - (centre - min) * by), high = Math.min(xs[xs.length - 1], centre + (max - centre) * by);
       const to = Number.isFinite(by) ? { min: low, max: high } : { min: xs[0], max: xs[xs.length - 1] };
-      for (const other of this.spec.together ? drawn.filter((d) => d.spec.together === this.spec.together) : [this]) other.u.setScale("x", to);
+      const all = this.spec.together ? drawn.filter((other) => other.spec.together === this.spec.together) : [this];
+      for (const one of all) one.u.setScale("x", to);
     }
   }
 
@@ -290,6 +330,13 @@
   };
   addEventListener("DOMContentLoaded", start); // uPlot follows this script, and reads the ratio set above
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  addEventListener("beforeprint", () => { root.dataset.print = "1"; for (const d of document.querySelectorAll("details.open-on-paper")) d.open = true; redraw(); });
-  addEventListener("afterprint", () => { delete root.dataset.print; redraw(); });
+  addEventListener("beforeprint", () => {
+    root.dataset.print = "1";
+    for (const part of document.querySelectorAll("details.open-on-paper")) part.open = true;
+    redraw();
+  });
+  addEventListener("afterprint", () => {
+    delete root.dataset.print;
+    redraw();
+  });
 })();
