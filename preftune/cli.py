@@ -133,12 +133,17 @@ def plan(
 @app.command()
 def score(
     model: Annotated[str, typer.Option("--model", help="Model folder, run folder or hub id.")],
-    data: Annotated[str, typer.Option("--data", help="Preference file, folder, saved dataset or hub id.")],
+    data: Annotated[str | None, typer.Option("--data", help="Preference file, folder, saved dataset or hub id.")] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", help="Also score this model, and give implicit rewards.")
     ] = None,
     beta: Annotated[float | None, typer.Option(help="β of the reward; default: the run's own, else 0.1.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSONL file to write; default: standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSONL file to write; default: standard output. With --reward a folder.")
+    ] = None,
+    reward: Annotated[
+        bool, typer.Option("--reward", help="Score nothing: write the implicit reward itself, for judge --by reward.")
+    ] = False,
     format: Annotated[str, typer.Option(help="Data format, or auto.")] = "auto",
     template: Annotated[
         str | None, typer.Option("--chat-template", "--template", help="Chat template: chatml, plain or a Jinja file.")
@@ -152,6 +157,11 @@ def score(
     from preftune.files import json_line, write_atomic
     from preftune.scoring import score as score_rows
 
+    if reward:
+        print(_export_reward(model, reference, beta, out))
+        return
+    if data is None:
+        raise ConfigError("--data: name the file with the responses to score")
     rows = score_rows(
         model,
         data,
@@ -170,6 +180,24 @@ def score(
             sys.stdout.write(json_line(row))
     else:
         write_atomic(out, "".join(json_line(row) for row in rows))
+
+
+def _export_reward(model: str, reference: str | None, beta: float | None, out: Path | None) -> Path:
+    """Writes the implicit reward of a model, or of a run with what it was trained with. Raises ConfigError."""
+    from preftune.label.implicit import ImplicitReward, export
+    from preftune.run import Run
+    from preftune.scoring import of_run
+
+    if out is None:
+        raise ConfigError("--out: name the folder that the reward is written to")
+    if Run(model).config_file.exists():
+        named, beta, _ = of_run(Run(model).config(), reference, beta, None)
+        reference = None if named is None else str(named)
+    if reference is None:
+        raise ConfigError("--reference: an implicit reward is against a reference; name its model")
+    if beta is not None and beta <= 0:
+        raise ConfigError(f"--beta: {beta} given, expected a number above 0")
+    return export(ImplicitReward(model, reference, 0.1 if beta is None else beta), out)
 
 
 @app.command()

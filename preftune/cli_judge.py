@@ -104,7 +104,7 @@ def judge(
             on_progress=progress,
         )  # fmt: skip
         if by != "llm":
-            summary = _by_scorer(job, by, str(scorer), chat_template, device, progress)
+            summary = by_scorer(job, by, str(scorer), chat_template, device, progress)
         else:
             with Askers(
                 base_url, concurrency=concurrency, retries=retries, timeout=timeout, template=chat_template, device=device
@@ -165,7 +165,9 @@ def _examples(data: str, format: str, field: list[str] | None, quarantine: Path 
     return source.examples
 
 
-def _by_scorer(job: Job, by: str, scorer: str, template: str | None, device: str, progress: Progress) -> Summary:
+def by_scorer(
+    job: Job, by: str, scorer: str, template: str | None, device: str, progress: Callable[[str, int, int], None]
+) -> Summary:
     """Judging by a reward model or by a rule."""
     if by == "reward":
         from preftune.label.reward import score_by_reward

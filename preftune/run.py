@@ -8,6 +8,7 @@
     evaluation.json  what an evaluation measured     answers.jsonl   the answers that it measured, token by token
     diagnosis.json   findings about the run          merged/         the result of LoRA as a model of its own
     check.json       what `check --json` said, if somebody keeps it here, for the report
+    evaluation-parts.json   parts of an evaluation, each kept as it was finished
 
 JSON and YAML files are replaced whole; JSONL files only grow, a line at a time.
 
@@ -44,6 +45,7 @@ class Run:
         self.samples_file = self.path / "samples.jsonl"
         self.judgments_file = self.path / "judgments.jsonl"
         self.evaluation_file = self.path / "evaluation.json"
+        self.evaluation_parts_file = self.path / "evaluation-parts.json"
         self.answers_file = self.path / "answers.jsonl"
         self.diagnosis_file = self.path / "diagnosis.json"
         self.check_file = self.path / "check.json"

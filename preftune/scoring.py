@@ -58,7 +58,7 @@ def score(
     quiet_transformers()
     is_run = Run(model).config_file.exists()
     if is_run:
-        reference, beta, max_length = _of_run(Run(model).config(), reference, beta, max_length)
+        reference, beta, max_length = of_run(Run(model).config(), reference, beta, max_length)
     if beta is not None and reference is None:
         raise ConfigError("beta: scales the reward against a reference, and there is none; give a reference")
     beta = _positive(0.1 if beta is None else beta)
@@ -94,10 +94,10 @@ def _positive(beta: float) -> float:
     return beta
 
 
-def _of_run(
+def of_run(
     config: Config, reference: str | Path | None, beta: float | None, max_length: int | None
 ) -> tuple[str | Path | None, float | None, int | None]:
-    """What was not given, as the run had it."""
+    """Reference, β and limit: what was not given, as the run had it."""
     length = max_length or config.batch.max_length
     if not any(o.needs_reference for o in goal_of(config)):  # without a reference a result has no implicit reward
         return reference, beta, length

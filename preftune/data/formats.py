@@ -4,7 +4,8 @@
     (Pair(winner=0, loser=1, confidence=1.0, margin=0.0),)
 
 A new format is one function here, decorated with its columns, and one line in `preftune.registry.FORMATS`. A row that cannot be
-used raises BadRow with the reason. Every format also reads an `id` column, if its value is text or a whole number.
+used raises BadRow with the reason. Every format also reads the columns `id`, `category` and
+`source` (where a row comes from), if their values are text or whole numbers.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def columns(
     *required: str, optional: tuple[str, ...] = (), when: Callable[[Row], bool] = lambda row: True
 ) -> Callable[[Callable[[Row], Example]], Format]:
     """Makes a function a Format that is recognised by its columns."""
-    return lambda read: Format(read, required, (*optional, "id"), when)
+    return lambda read: Format(read, required, (*optional, "id", "category", "source"), when)
 
 
 STRENGTH = ("confidence", "margin", "score_chosen", "score_rejected")
@@ -403,4 +404,14 @@ def _example(
     own = row.get("id")
     named = isinstance(own, int) and not isinstance(own, bool) or isinstance(own, str) and own.strip() != ""
     name = text_of(str(own), "id") if named else content_id(prompt, responses)
-    return Example(name, prompt, responses, pairs=pairs, labels=labels, scores=scores, reference=reference)
+    return Example(
+        name, prompt, responses, pairs=pairs, labels=labels, scores=scores, reference=reference,
+        category=_kind_of(row, "category"), origin=_kind_of(row, "source"),
+    )  # fmt: skip
+
+
+def _kind_of(row: Row, name: str) -> str:
+    """What the row says that it belongs to; "" where it says nothing, or what is no name."""
+    said = row.get(name)
+    named = isinstance(said, int) and not isinstance(said, bool) or isinstance(said, str)
+    return text_of(str(said), name).strip() if named else ""

@@ -57,6 +57,8 @@ class Example:
     labels:     per response True (good), False (bad), None (unknown); empty where there are none.
     scores:     per response a rating, higher is better; empty where there are none.
     reference:  an answer that is known to be right, which a judge may be shown; in multi-turn data the turns after the prompt.
+    category:   what the file's column of that name says, by which an evaluation is broken down; "" where it says nothing.
+    origin:     the same of its column `source`.
     """
 
     id: str
@@ -68,6 +70,8 @@ class Example:
     labels: tuple[bool | None, ...] = ()
     scores: tuple[float, ...] = ()
     reference: Response | None = None
+    category: str = ""
+    origin: str = ""
 
     @property
     def prompt_key(self) -> str:

@@ -1,4 +1,4 @@
-"""Examples out: a JSONL file that reads back as the same examples (format `prompt_responses`), all but source and split.
+"""Examples out: a JSONL file that reads back as the same examples (format `prompt_responses`), all but their place and split.
 
 {"id": "5f1c…", "prompt": "2+2=", "responses": ["4", "5"], "pairs": [[0, 1, 1.0, 0.0]]}
 """
@@ -40,6 +40,10 @@ def row_of(example: Example) -> dict[str, Any]:
         row["scores"] = list(example.scores)
     if example.reference is not None:
         row["reference"] = plain(example.reference)
+    if example.category:
+        row["category"] = example.category
+    if example.origin:
+        row["source"] = example.origin
     return row
 
 

@@ -32,6 +32,10 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def not_negative(self) -> Estimate:
+        """The same of a quantity that is never below 0, where its interval reaches no further."""
+        return self._replace(low=max(0.0, self.low))
+
 
 def mean(values: Sequence[Sequence[float]]) -> Estimate:
     """Mean over prompts of the mean over each prompt's values; [prompt][value], every prompt with one value or more."""
@@ -84,6 +88,15 @@ def wilson(n_right: float, n: int) -> Estimate:
     half = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n)) / (1 + z2)
     # the interval touches 0 and 1 exactly where the share does: rounding must not leave it outside
     return Estimate(share, min(max(0.0, centre - half), share), max(min(1.0, centre + half), share), n)
+
+
+def share(values: Sequence[Sequence[float]]) -> Estimate:
+    """How often something holds, [prompt][reply] 1 or 0, with the interval of `wilson` as if each prompt had one reply.
+
+    That is wide enough however alike the replies to a prompt are, and where all or none are 1 it is an interval still.
+    """
+    found = mean(values)
+    return wilson(found.value * found.n, found.n) if found.n else found
 
 
 def bootstrap(values: Sequence[Sequence[float]], *, seed: int = 0, n_resamples: int = 10_000) -> Estimate:

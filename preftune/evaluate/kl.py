@@ -68,7 +68,7 @@ def summed(tokens: list[list[TokenKL]]) -> KL:
     """The divergence of replies, [prompt][reply]; an interval cannot reach below 0."""
     sums = [[float(reply.kl.sum()) for reply in replies] for replies in tokens]
     lengths = [[float(len(reply.kl)) for reply in replies] for replies in tokens]
-    return KL(_not_negative(mean(sums)), _not_negative(ratio(sums, lengths)), tokens)
+    return KL(mean(sums).not_negative(), ratio(sums, lengths).not_negative(), tokens)
 
 
 def compare_all(
@@ -101,7 +101,3 @@ def _compared(policy: Policy, reference: Policy, trees: Sequence[Tree]) -> list[
     edges = np.cumsum(ours.n_scored.cpu().numpy())[:-1]
     parts = iter(map(TokenKL, np.split(kl, edges), np.split(logp - ref_logp, edges)))
     return [[next(parts) for _ in tree.branches] for tree in trees]
-
-
-def _not_negative(found: Estimate) -> Estimate:
-    return found._replace(low=max(0.0, found.low))

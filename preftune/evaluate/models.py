@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,10 +23,11 @@ from preftune.engine.reference import fill, missing, reference_store
 from preftune.engine.reward import RewardModel
 from preftune.errors import ConfigError, ModelError
 from preftune.files import default_cache
+from preftune.label.implicit import check_same_tokens
 from preftune.losses.objective import Objective, goal_of, objective
 from preftune.model.device import Precision, pick_device, precision_of
 from preftune.model.identity import identity
-from preftune.model.load import is_reward_model, load_tokenizer, open_renderer, quiet_transformers, resolve
+from preftune.model.load import is_reward_model, load_model, open_renderer, quiet_transformers, resolve
 from preftune.model.reward import load_reward_model
 from preftune.run import Run
 from preftune.scoring import scorer
@@ -100,7 +102,7 @@ class Models:
             usual=1024 if config else None,
         )
         if against is not None:
-            _check_same_tokens(model, renderer, against)
+            _check_reference(model, against)
         ranks = join(where)
         return cls(
             name=model,
@@ -148,6 +150,11 @@ class Models:
                 self._loaded[name] = scorer(folder, self.renderer.tokenizer, trees, self.precision, self.device, self.note)
         return self._loaded[name]
 
+    def language_model(self, which: str) -> Any:
+        """The "policy" or the "reference" as transformers has it, loaded for code that is not ours."""
+        name = self.name if which == "policy" else str(self.against)
+        return load_model(resolve(name), dtype=self.precision.weights).to(self.device).eval()
+
     def reference_logps(self, trees: Sequence[Tree], on_progress: Progress) -> Store:
         """Log-probs of the reference for all of `trees`: what training or a former evaluation stored is not computed again."""
         assert self.against is not None, "there is no reference"
@@ -162,15 +169,8 @@ class Models:
         return reference_store(self.cache, name) if self.ranks.world > 1 else store
 
 
-def _check_same_tokens(model: str, renderer: Renderer, against: str) -> None:
-    """Raises ModelError where the log-probs of the two would not be of the same tokens."""
-    folder = resolve(against)
-    if is_reward_model(folder):
+def _check_reference(model: str, against: str) -> None:
+    """Raises ModelError where there is nothing to compare log-probs with."""
+    if is_reward_model(resolve(against)):
         raise ModelError(f"--against {against}: a reward model, which writes nothing; name a language model")
-    ours, theirs = renderer.tokenizer.get_vocab(), load_tokenizer(folder).get_vocab()
-    if ours != theirs:
-        n = len(set(ours.items()) ^ set(theirs.items()))
-        raise ModelError(
-            f"--against {against}: its tokenizer is not that of {model} ({n} entries differ), so log-ratios and KL would "
-            "compare different tokens; to compare answers alone, give those of the other model as --answers FILE and a judge"
-        )
+    check_same_tokens(model, against)

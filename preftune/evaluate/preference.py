@@ -76,7 +76,7 @@ def score_pairs(
     goal: Sequence[Objective],
     store: Store | None,
     *,
-    reference: Policy | None = None,
+    reference: Callable[[], Policy] | None = None,
     ranks: Ranks = ONE,
     budget: int = 8192,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -84,7 +84,7 @@ def score_pairs(
     """Rewards, log-ratios and lengths of every pair, and the loss of the objectives over all of their units.
 
     store:      log-probs of the reference for all of `data`; None: there is no reference.
-    reference:  the reference itself, for objectives that need more of it than log-probs.
+    reference:  gives the reference itself, for objectives that need more of it than log-probs.
     budget:     tokens in one forward pass.
     """
     n = len(data.trees)
@@ -99,7 +99,7 @@ def score_pairs(
             rows.append(_rows(one, goal, [data.trees[i] for i in group], group))
     device = next(policy.parameters()).device
     table = torch.cat(rows) if rows else torch.zeros(0, 8, dtype=torch.float64, device=device)
-    whole = torch.cat(ranks.gather(table)).cpu().numpy()
+    whole = torch.cat(ranks.gather(table.flatten())).reshape(-1, 8).cpu().numpy()
     whole = whole[np.lexsort((whole[:, 1], whole[:, 0]))]
     metrics, _ = to_host(goal, sums, ranks)
     return Scored(Scores(whole[:, 0].astype(np.int64), *whole[:, 2:].T), metrics["loss"])
@@ -110,7 +110,7 @@ def _micros(
     data: Material,
     goal: Sequence[Objective],
     store: Store | None,
-    reference: Policy | None,
+    reference: Callable[[], Policy] | None,
     groups: list[list[int]],
     on_progress: Callable[[int, int], None],
 ) -> Iterator[Micro]:
@@ -130,7 +130,7 @@ def _micros(
         frozen = None
         if whole:
             assert reference is not None, "the objective needs the reference itself"
-            frozen = reference.predictions(reference.pack([data.trees[i] for i in members])).detach()
+            frozen = reference().predictions(reference().pack([data.trees[i] for i in members])).detach()
         yield Micro(batch, ref_logps, float(bool(group)), mismatched, frozen)
         done += len(group)
         on_progress(done, total)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from preftune.errors import StorageError
@@ -125,6 +126,11 @@ class Perplexity:
     policy: float
     reference: float | None
     change: Estimate | None  # mean log-prob of the reference less the policy's, nats per token: above 0 the policy is worse
+    n_documents: int = 0
+    bits_per_byte: float | None = None  # of the text in UTF-8, whatever the tokenizer
+    reference_bits_per_byte: float | None = None
+    window: int = 0  # tokens that are read together
+    stride: int = 0  # tokens that a further window adds
 
 
 @dataclass(frozen=True)
@@ -160,30 +166,42 @@ class Evaluation:
     @classmethod
     def of(cls, content: Any, place: str = "evaluation.json") -> Evaluation:
         """The record from its JSON. Raises StorageError where it is none."""
-        from pydantic import ValidationError
-
-        try:
-            found: Evaluation = _adapter().validate_python(_revived(content))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise StorageError(f"{place}: not an evaluation: {where}: {first['msg']}; `preftune eval` writes it anew") from None
+        found: Evaluation = revived(cls, content, place)
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: an estimate is an object with `value`, `low`, `high`, `n`; infinite and undefined numbers are null."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
 
 
-def _plain(value: Any) -> Any:
+def short(name: str) -> str:
+    """What a sentence calls a model: the last part of its path, for the model of a run the run's."""
+    path = Path(name)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name or name
+
+
+def revived(kind: Any, content: Any, place: str) -> Any:
+    """An evaluation or a part of one, of the type `kind`, from its JSON. Raises StorageError where it is none."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_python(_revived(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StorageError(f"{place}: not an evaluation: {where}: {first['msg']}; `preftune eval` writes it anew") from None
+
+
+def plain(value: Any) -> Any:
+    """A part of an evaluation for JSON."""
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Estimate):
-        return {name: _plain(part) for name, part in value._asdict().items()}
+        return {name: plain(part) for name, part in value._asdict().items()}
     if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -197,7 +215,7 @@ def _revived(value: Any) -> Any:
 
 
 @cache
-def _adapter() -> Any:
+def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Evaluation)
+    return TypeAdapter(kind)

@@ -17,7 +17,7 @@ from preftune.data.template import Renderer
 from preftune.data.types import Example
 from preftune.data.write import plain
 from preftune.errors import DataError
-from preftune.evaluate.estimate import mean, ratio
+from preftune.evaluate.estimate import mean, ratio, share
 from preftune.evaluate.kl import KL, TokenKL
 from preftune.evaluate.record import Answers, Samples
 from preftune.generate import Reply, Sampling, sample
@@ -58,8 +58,8 @@ def looks(drawn: Drawn) -> Answers:
     return Answers(
         tokens=mean([[float(len(r.ids)) for r in replies] for replies in drawn.replies]),
         characters=mean([[float(len(text)) for text in answers] for answers in drawn.texts]),
-        ended=mean([[float(r.ended) for r in replies] for replies in drawn.replies]),
-        repetition=mean([[_repetition(r.ids) for r in replies] for replies in drawn.replies]),
+        ended=share([[float(r.ended) for r in replies] for replies in drawn.replies]),
+        repetition=mean([[_repetition(r.ids) for r in replies] for replies in drawn.replies]).not_negative(),
         distinct_1=distinct(texts, 1) or 0.0,
         distinct_2=distinct(texts, 2) or 0.0,
         unique=len(set(texts)) / len(texts),

@@ -17,18 +17,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from preftune.data.template import Renderer
 from preftune.data.types import Example, Tree
 from preftune.engine.reward import RewardModel
-from preftune.engine.score import by_length
+from preftune.engine.score import by_length, logps_of_all
 from preftune.errors import ModelError
+from preftune.label.implicit import ImplicitReward, read_implicit
 from preftune.label.scored import Scored
 from preftune.label.template import instruction, transcript
-from preftune.model.device import pick_device
+from preftune.model.device import pick_device, precision_of
 from preftune.model.load import context_length, load_tokenizer, quiet_transformers, resolve, stop_ids
 from preftune.model.reward import load_reward_model
+from preftune.scoring import scorer
 
 Place = tuple[int, int]
 """Which example, which of its responses."""
@@ -45,19 +48,35 @@ def score_by_reward(
 ) -> list[Scored]:
     """The model's output for every response, in the order of the examples; None where a text is longer than its context.
 
+    model: a sequence classifier, or a folder with an implicit reward (`preftune score --reward`).
+
     Raises ModelError for a model with other than one output, or whose outputs are not finite.
     """
     quiet_transformers()
+    if (reward := read_implicit(model)) is not None:
+        return _collected(
+            examples, _implicit(reward, examples, template, device, tokens_per_batch), Path(model), on_progress, reward.policy
+        )
     folder = resolve(model)
     network = load_reward_model(folder).to(pick_device(device)).eval()
     tokenizer, limit = load_tokenizer(folder), context_length(folder)
-    total = sum(len(e.responses) for e in examples)
-    scores: dict[Place, float] = {}
     if template is None and tokenizer.chat_template is None and any(not isinstance(e.prompt, str) for e in examples):
         found = _by_texts(network, tokenizer, examples, limit)
-    else:  # whoever is too long is said to be, not cut
-        renderer = Renderer(tokenizer, template=template, max_length=10**9, stop_ids=stop_ids(folder))
-        found = _by_trees(network, _trees(renderer, examples, folder), limit, tokens_per_batch)
+    else:
+        found = _by_trees(network, _trees(folder, examples, template), limit, tokens_per_batch)
+    return _collected(examples, found, folder, on_progress, model)
+
+
+def _collected(
+    examples: Sequence[Example],
+    found: Iterator[tuple[Place, float]],
+    folder: Path,
+    on_progress: Callable[[int, int], None],
+    model: str,
+) -> list[Scored]:
+    """A score for every response, None for those that none was found for. `model`: whose context is too short then."""
+    limit, total = context_length(resolve(model)), sum(len(e.responses) for e in examples)
+    scores: dict[Place, float] = {}
     for place, score in found:
         if not math.isfinite(score):
             raise ModelError(f"{folder}: the score of example {examples[place[0]].id!r} is {score}: the weights are damaged")
@@ -71,7 +90,28 @@ def score_by_reward(
     return result
 
 
-def _trees(renderer: Renderer, examples: Sequence[Example], folder: Path) -> list[Tree]:
+def _implicit(
+    reward: ImplicitReward, examples: Sequence[Example], template: str | None, device: str, budget: int
+) -> Iterator[tuple[Place, float]]:
+    """β · log π/π_ref of whole responses, those beyond either context left out."""
+    policy, reference = resolve(reward.policy), resolve(reward.reference)
+    kept = _fitting(_trees(policy, examples, template), context_length(policy))
+    if not kept:
+        return
+    trees, where = [tree for _, _, tree in kept], pick_device(device)
+    precision = precision_of("auto", where)
+    tokenizer = load_tokenizer(policy)
+    sums = []
+    for folder in (policy, reference):
+        model = scorer(folder, tokenizer, trees, precision, where, lambda text: None)
+        sums.append([[float(x.astype(np.float64).sum()) for x in logps] for logps in logps_of_all(model, trees, budget)])
+    for (n, fits, _), ours, theirs in zip(kept, *sums, strict=True):
+        yield from (((n, k), reward.beta * (a - b)) for k, a, b in zip(fits, ours, theirs, strict=True))
+
+
+def _trees(folder: Path, examples: Sequence[Example], template: str | None) -> list[Tree]:
+    """Whole examples, as this model reads them: whoever is too long is said to be, not cut."""
+    renderer = Renderer(load_tokenizer(folder), template=template, max_length=10**9, stop_ids=stop_ids(folder))
     trees = []
     for example, tree in zip(examples, renderer.trees(examples), strict=True):
         if tree is None:
@@ -82,23 +122,28 @@ def _trees(renderer: Renderer, examples: Sequence[Example], folder: Path) -> lis
 
 def _by_trees(network: Any, trees: Sequence[Tree], limit: int | None, budget: int) -> Iterator[tuple[Place, float]]:
     """Scores of the packed forest, longest trees first; branches beyond the context are left out."""
-    kept: list[tuple[int, list[int], Tree]] = []
-    for n, tree in enumerate(trees):
-        fits = [k for k, b in enumerate(tree.branches) if limit is None or len(tree.prompt) + len(b.ids) <= limit]
-        if fits:
-            kept.append(
-                (n, fits, replace(tree, branches=tuple(tree.branches[k] for k in fits), pairs=(), labels=(), scores=()))
-            )
+    kept = _fitting(trees, limit)
     if not kept:
         return
-    scorer = RewardModel.choose(network, [tree for _, _, tree in kept])
-    scorer.eval()
+    model = RewardModel.choose(network, [tree for _, _, tree in kept])
+    model.eval()
     for group in by_length(range(len(kept)), [tree.n_tokens for _, _, tree in kept], budget):
         with torch.inference_mode():
-            values = iter(scorer(scorer.pack([kept[at][2] for at in group])).float().cpu().tolist())
+            values = iter(model(model.pack([kept[at][2] for at in group])).float().cpu().tolist())
         for at in group:
             n, fits, _ = kept[at]
             yield from (((n, k), next(values)) for k in fits)
+
+
+def _fitting(trees: Sequence[Tree], limit: int | None) -> list[tuple[int, list[int], Tree]]:
+    """Which tree, which of its branches fit the context, and the tree with these alone."""
+    kept = []
+    for n, tree in enumerate(trees):
+        fits = [k for k, b in enumerate(tree.branches) if limit is None or len(tree.prompt) + len(b.ids) <= limit]
+        if fits:
+            branches = tuple(tree.branches[k] for k in fits)
+            kept.append((n, fits, replace(tree, branches=branches, pairs=(), labels=(), scores=())))
+    return kept
 
 
 def _by_texts(network: Any, tokenizer: Any, examples: Sequence[Example], limit: int | None) -> Iterator[tuple[Place, float]]:

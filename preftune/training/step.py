@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -67,7 +68,8 @@ def backward(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, n_units:
     return sums
 
 
-class Judged(NamedTuple, Generic[Kept]):
+@dataclass(frozen=True)
+class Judged(Generic[Kept]):
     """What the objectives say of a micro-batch, and what was kept of its log-probs."""
 
     weight: float  # 0: it only keeps ranks in step
@@ -84,12 +86,13 @@ def judged(
     *,
     ranks: Ranks = ONE,
     as_reference: bool = False,
-) -> Iterator[Judged[Kept]]:
-    """Micro-batch by micro-batch what the objectives say, without gradients or dropout, after all of them were read.
+) -> list[Judged[Kept]]:
+    """Of each micro-batch what the objectives say, without gradients or dropout.
+
+    All of them are read first, since an objective may ask for records of the whole step.
 
     keep: of a micro-batch's log-probs what is held until then. What an objective asks of a step is taken over all of `micros`
     and ranks.
-
     as_reference: as if the policy were its own reference, which is what it must be before the first update.
     """
     was_training = policy.training
@@ -104,8 +107,8 @@ def judged(
     if step.asked:
         step.join(parts, weights, ranks)
     policy.train(was_training)
-    for i, (part, weight, one) in enumerate(zip(parts, weights, kept, strict=True)):
-        yield Judged(weight, one, step.loss(part, i)[1])
+    told = zip(parts, weights, kept, strict=True)
+    return [Judged(weight, one, step.loss(part, i)[1]) for i, (part, weight, one) in enumerate(told)]
 
 
 def evaluate(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, ranks: Ranks = ONE, as_reference: bool = False) -> Sums:
