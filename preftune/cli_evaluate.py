@@ -47,7 +47,7 @@ def evaluate(
     data: Annotated[str | None, typer.Option("--data", help="Held-out pairs; default: those that the run held out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the evaluation; default: the run's.")] = None,
     beta: Annotated[float | None, typer.Option(help="β of implicit rewards; default: the run's own, else 0.1.")] = None,
-    prompts: Annotated[int, typer.Option(min=0, help="Most held-out prompts that are answered; 0: none.")] = 128,
+    prompts: Annotated[int, typer.Option("--n-prompts", min=0, help="Most held-out prompts that are answered; 0: none.")] = 128,
     per_prompt: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 2,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     perplexity: Annotated[
@@ -162,7 +162,7 @@ def _check(given: dict[str, Any]) -> None:
     check_prices(given["max_cost"], given["price_in"], given["price_out"])
 
 
-def _judge(given: dict[str, Any], progress: Callable[[str, int, int], None]) -> Callable[[Sequence[Example], Path], None]:
+def _judge(given: dict[str, Any], progress: Callable[[str, int, int], None]) -> Callable[[Sequence[Example], Path], list[str]]:
     """Who judges: adds judgments of the comparisons to a file."""
     from preftune.asking.records import Ledger
     from preftune.asking.replies import Replies
@@ -170,30 +170,24 @@ def _judge(given: dict[str, Any], progress: Callable[[str, int, int], None]) -> 
 
     ledger = Ledger(price_in=given["price_in"], price_out=given["price_out"])
 
-    def judge(examples: Sequence[Example], file: Path) -> None:
+    def judge(examples: Sequence[Example], file: Path) -> list[str]:
         with Replies(cache_file(given["cache"])) as replies:
             job = Job(examples, file, replies, ledger, seed=given["seed"], max_cost=given["max_cost"], on_progress=progress)
             if given["by"] != "llm":
                 from preftune.cli_judge import by_scorer
 
-                by_scorer(job, given["by"], given["scorer"], given["chat_template"], given["device"], progress)
-                return
+                told = by_scorer(job, given["by"], given["scorer"], given["chat_template"], given["device"], progress)
+                return [one.annotator for one in told.annotators]
             with Askers(
                 given["base_url"], concurrency=given["concurrency"], retries=given["retries"], timeout=given["timeout"],
                 template=None, device=given["device"],
             ) as askers:  # fmt: skip
-                job.by_models(
-                    judges_of(
-                        given["judge_model"],
-                        askers,
-                        replies,
-                        ledger,
-                        template=given["template"],
-                        template_name=given["template_name"],
-                        rubric=given["rubric"],
-                        max_cost=given["max_cost"],
-                    )  # fmt: skip
-                )
+                judges = judges_of(
+                    given["judge_model"], askers, replies, ledger, template=given["template"],
+                    template_name=given["template_name"], rubric=given["rubric"], max_cost=given["max_cost"],
+                )  # fmt: skip
+                job.by_models(judges)
+                return [one.annotator for one in judges]
 
     return judge
 

@@ -74,13 +74,13 @@ class _LastLayer:
         self._rows, self._n = last.asked, forest.batch.tokens.shape[1]
         return args, kwargs | {"forest": last}
 
-    def gather(self, module: nn.Module, args: tuple[Float[Tensor, "1 T k"]]) -> tuple[Tensor] | None:
+    def gather(self, module: nn.Module, args: tuple[Float[Tensor, "N T k"]]) -> tuple[Tensor] | None:
         (x,) = args
         if self._rows is None or x.shape[:-1] != (1, self._n):
             return None
         return (x.index_select(1, self._rows),)
 
-    def scatter(self, module: nn.Module, args: tuple[Tensor], out: Float[Tensor, "1 S n"]) -> Float[Tensor, "1 T n"] | None:
+    def scatter(self, module: nn.Module, args: tuple[Tensor], out: Float[Tensor, "N S n"]) -> Float[Tensor, "1 T n"] | None:
         if self._rows is None or out.shape[:-1] != (1, len(self._rows)):
             return None
         return out.new_zeros(1, self._n, out.shape[-1]).index_copy(1, self._rows, out)

@@ -102,7 +102,7 @@ def evaluate(
     wins: tuple[Wins, ...] = ()
     if judge is not None:
         if answered is None:
-            raise ConfigError("a judge compares answers, and none are written (a reward model, or --prompts 0)")
+            raise ConfigError("a judge compares answers, and none are written (a reward model, or --n-prompts 0)")
         wins = compare(models, answered, judge, folder, settings.answers, parts.notes, seed=settings.seed)
     perplexities = _perplexities(models, settings, parts, on_progress)
     benchmarks = _benchmarks(models, settings, parts, on_progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,8 +29,8 @@ from preftune.run import Run
 from preftune.training.plan import epoch_order
 
 Ids = NDArray[np.int32]
-Judge = Callable[[Sequence[Example], Path], None]
-"""Judges what it is given, and adds its judgments to the file."""
+Judge = Callable[[Sequence[Example], Path], list[str]]
+"""Judges what it is given, adds its judgments to the file, and says under which names."""
 
 _PROBE_TOKENS = 8
 
@@ -89,7 +90,7 @@ def _prompts(
         )
     if not prompts:
         raise DataError(
-            f"no prompt leaves room for an answer within {models.renderer.max_length} tokens; --prompts 0 asks for none"
+            f"no prompt leaves room for an answer within {models.renderer.max_length} tokens; --n-prompts 0 asks for none"
         )
     return prompts, ids
 
@@ -153,14 +154,16 @@ def compare(
         raise DataError(f"--answers {answers}: none of the {len(ours)} prompts is in it; answers are found by their prompt")
     kept = [(answered.prompts[i], ours[i], theirs[i] or {}) for i in at]
     examples = comparisons([e for e, _, _ in kept], [a["text"] for _, a, _ in kept], [b["text"] for _, _, b in kept])
-    if models.ranks.main:
+
+    def ask() -> str:
         _remember(judged_file(folder.judgments_file), examples)
-        judge(examples, folder.judgments_file)
-    models.ranks.barrier()
+        return json.dumps(judge(examples, folder.judgments_file))
+
+    names = json.loads(models.ranks.first(ask))
     judged = Judged(folder.judgments_file, examples)
     lengths = [(a["n_tokens"], b["n_tokens"]) for _, a, b in kept]
     found = []
-    for annotator in judged.by:
+    for annotator in (name for name in names if name in judged.by):
         wins, more = judged.wins(annotator, against=against, n_tokens=lengths, seed=seed)
         notes += more
         found.append(wins)

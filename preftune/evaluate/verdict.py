@@ -41,7 +41,8 @@ def _evidence(found: Evaluation) -> tuple[bool | None, list[str]]:
         said.append(_accuracy(found.held_out, found.train))
         if not found.wins:
             worked = _against_half(found.held_out.accuracy.low, found.held_out.accuracy.high)
-            said.append("whether its answers are better was not judged" if found.samples else "no answer of its own was judged")
+            if found.beta is not None:  # a reward model answers nothing
+                said.append("whether its answers are better was not judged")
     return worked, said
 
 

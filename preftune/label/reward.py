@@ -25,7 +25,7 @@ from preftune.data.types import Example, Tree
 from preftune.engine.reward import RewardModel
 from preftune.engine.score import by_length, logps_of_all
 from preftune.errors import ModelError
-from preftune.label.implicit import ImplicitReward, read_implicit
+from preftune.label.implicit import FILE, ImplicitReward, read_implicit
 from preftune.label.scored import Scored
 from preftune.label.template import instruction, transcript
 from preftune.model.device import pick_device, precision_of
@@ -54,9 +54,9 @@ def score_by_reward(
     """
     quiet_transformers()
     if (reward := read_implicit(model)) is not None:
-        return _collected(
-            examples, _implicit(reward, examples, template, device, tokens_per_batch), Path(model), on_progress, reward.policy
-        )
+        limit = min((n for f in (reward.policy, reward.reference) if (n := context_length(resolve(f)))), default=None)
+        found = _implicit(reward, examples, limit, template, device, tokens_per_batch)
+        return _collected(examples, found, Path(model.removesuffix(f"/{FILE}")), limit, on_progress)
     folder = resolve(model)
     network = load_reward_model(folder).to(pick_device(device)).eval()
     tokenizer, limit = load_tokenizer(folder), context_length(folder)
@@ -64,18 +64,18 @@ def score_by_reward(
         found = _by_texts(network, tokenizer, examples, limit)
     else:
         found = _by_trees(network, _trees(folder, examples, template), limit, tokens_per_batch)
-    return _collected(examples, found, folder, on_progress, model)
+    return _collected(examples, found, folder, limit, on_progress)
 
 
 def _collected(
     examples: Sequence[Example],
     found: Iterator[tuple[Place, float]],
     folder: Path,
+    limit: int | None,
     on_progress: Callable[[int, int], None],
-    model: str,
 ) -> list[Scored]:
-    """A score for every response, None for those that none was found for. `model`: whose context is too short then."""
-    limit, total = context_length(resolve(model)), sum(len(e.responses) for e in examples)
+    """A score for every response, None for those that none was found for: they are longer than `limit` tokens."""
+    total = sum(len(e.responses) for e in examples)
     scores: dict[Place, float] = {}
     for place, score in found:
         if not math.isfinite(score):
@@ -91,11 +91,11 @@ def _collected(
 
 
 def _implicit(
-    reward: ImplicitReward, examples: Sequence[Example], template: str | None, device: str, budget: int
+    reward: ImplicitReward, examples: Sequence[Example], limit: int | None, template: str | None, device: str, budget: int
 ) -> Iterator[tuple[Place, float]]:
-    """β · log π/π_ref of whole responses, those beyond either context left out."""
+    """β · log π/π_ref of whole responses, those beyond the limit left out."""
     policy, reference = resolve(reward.policy), resolve(reward.reference)
-    kept = _fitting(_trees(policy, examples, template), context_length(policy))
+    kept = _fitting(_trees(policy, examples, template), limit)
     if not kept:
         return
     trees, where = [tree for _, _, tree in kept], pick_device(device)

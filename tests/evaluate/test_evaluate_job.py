@@ -18,7 +18,7 @@ from preftune.evaluate.models import Models
 from preftune.evaluate.record import Evaluation
 from preftune.run import Run
 
-SHORT = ("--prompts", 5, "--max-tokens", 6)
+SHORT = ("--n-prompts", 5, "--max-tokens", 6)
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +145,13 @@ def close(a: Any, b: Any) -> None:
 def test_a_model_that_is_no_run_and_sft(world: World, tmp_path: Path) -> None:
     """An SFT model has implicit rewards against where it began, and its own loss on what it held out."""
     sft = preftune.train(world.settings(tmp_path / "sft", loss__name="sft", steps=2, samples__n=0, eval__every=2), quiet=True)
-    left = cli("eval", sft.path, "--against", world.base, "--prompts", 0)
+    left = cli("eval", sft.path, "--against", world.base, "--n-prompts", 0)
     found = record(sft.path)
     assert left.code == 0 and found.held_out is not None and found.held_out.n_pairs > 5
     assert found.held_out.loss == pytest.approx(sft.metrics(split="eval")[-1]["loss"], abs=2e-4)
     assert found.held_out.chosen_log_ratio is not None and "held out" in left.out
     left = cli(
-        "eval", sft.model, "--against", world.base, "--data", world.file("held_out"), "--out", tmp_path / "x", "--prompts", 0
+        "eval", sft.model, "--against", world.base, "--data", world.file("held_out"), "--out", tmp_path / "x", "--n-prompts", 0
     )
     assert left.code == 0 and record(tmp_path / "x").held_out.n_pairs == 10  # type: ignore[union-attr]
     assert record(tmp_path / "x").held_out.loss is None  # type: ignore[union-attr]
@@ -173,7 +173,7 @@ def test_stored_answers_are_found_by_their_prompt(trained: Path, world: World, t
     rows = [{"prompt": row["prompt"], "completion": " stored"} for row in read_jsonl(world.file("pairs"))[::2]]
     stored = write_jsonl(tmp_path / "stored.jsonl", rows)
     (tmp_path / "rule.py").write_text("def stored(prompt, response):\n    return float('stored' in response)\n")
-    words = ["eval", trained, f"{tmp_path}/rule.py:stored", "--by", "rule", "--prompts", 12, "--max-tokens", 4]
+    words = ["eval", trained, f"{tmp_path}/rule.py:stored", "--by", "rule", "--n-prompts", 12, "--max-tokens", 4]
     left = cli(*words, "--answers", stored, "--out", tmp_path / "out")
     found = record(tmp_path / "out")
     assert left.code == 0 and 0 < found.wins[0].n_total < 12
@@ -198,5 +198,5 @@ def test_stored_answers_are_found_by_their_prompt(trained: Path, world: World, t
 )
 def test_mistakes(trained: Path, world: World, tmp_path: Path, words: list[str], why: str) -> None:
     places = {"base": world.base, "held": world.file("held_out"), "run": trained, "out": tmp_path}
-    left = cli("eval", *(word.format(**places) for word in words), "--prompts", 0)
+    left = cli("eval", *(word.format(**places) for word in words), "--n-prompts", 0)
     assert left.code == 2 and why in left.err and "Traceback" not in left.err
