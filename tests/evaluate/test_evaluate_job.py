@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judges_for_tests import code_of, text_of
+from tape_server import TapeServer, serving
 from worlds import World, cli, command, finish, free_port, read_jsonl, spawn, write_jsonl
 
 import preftune
@@ -200,3 +202,25 @@ def test_mistakes(trained: Path, world: World, tmp_path: Path, words: list[str],
     places = {"base": world.base, "held": world.file("held_out"), "run": trained, "out": tmp_path}
     left = cli("eval", *(word.format(**places) for word in words), "--n-prompts", 0)
     assert left.code == 2 and why in left.err and "Traceback" not in left.err
+
+
+def test_a_language_model_judges_in_both_orders(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge that finds the shorter answer better, whichever is shown first; a second look asks nothing."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+
+    def shorter(messages: list[dict[str, str]]) -> str:
+        a, b = (len(text_of(messages, side)) for side in "AB")
+        return f"{'A' if a <= b else 'B'} {code_of(messages)}"
+
+    with serving(TapeServer(reply=shorter)) as state:
+        words = ["eval", trained, "--n-prompts", 6, "--max-tokens", 5, "--out", tmp_path / "out", "--judge-model", "m",
+                 "--base-url", state.url, "--cache", tmp_path / "replies.sqlite"]  # fmt: skip
+        left = cli(*words)
+        assert left.code == 0, left.err
+        n_asked = state.n_requests
+        assert cli(*words).code == 0 and state.n_requests - n_asked <= 1, "but for what form the judge can give"
+    (wins,) = record(tmp_path / "out").wins
+    rows = read_jsonl(tmp_path / "out" / "answers.jsonl")
+    lengths = [(len(row["policy"][0]["text"]), len(row["reference"][0]["text"])) for row in rows]
+    assert (wins.n_wins, wins.n_wins_base) == (sum(a < b for a, b in lengths), sum(a > b for a, b in lengths))
+    assert wins.order_consistency is not None and wins.first_wins is not None and wins.judge.startswith("m/")
