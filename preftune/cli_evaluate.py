@@ -31,7 +31,7 @@ from preftune.cli_asking import (
     fields_of,
     judges_of,
 )
-from preftune.cli_data import AsJson, say
+from preftune.cli_data import AsJson, print_found, say
 from preftune.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:

@@ -156,8 +156,9 @@ def measure_batch(goal: Sequence[Objective], scored: Scored) -> Sums:
     sums: Sums = {}
     records = {o.record for o in goal}
     against = any(o.needs_reference for o in goal)
-    values = {"logps": scored.logp_sum, "lengths": scored.n_tokens}
-    values |= {"log_ratios": scored.logp_sum - scored.ref_logp_sum} if against else {}
+    sided = records & {Pairs, RefPairs, Labels}
+    values = {"logps": scored.logp_sum, "lengths": scored.n_tokens} if sided else {}  # a reward model has no log-probs
+    values |= {"log_ratios": scored.logp_sum - scored.ref_logp_sum} if sided and against else {}
     for name, one in values.items():
         if records & {Pairs, RefPairs}:
             sums |= {f"{name}/{side}": total(v) for side, v in zip(("chosen", "rejected"), scored.of_pairs(one), strict=True)}
