@@ -23,6 +23,7 @@ import torch
 from symptom_faults import FAULTS, SOUND, Fault, Plant
 from symptom_worlds import Bench, Scale, judged_badly
 
+from preftune.demo.story import Size
 from preftune.diagnose.case import Case
 from preftune.diagnose.finding import Finding
 from preftune.diagnose.symptoms import LOUD
@@ -31,6 +32,10 @@ from preftune.files import write_atomic
 from preftune.registry import SYMPTOMS
 
 N_SEEDS = 10
+QUICK = Scale(
+    Size(demonstrations=100, sft_epochs=1, prompts=12, replies=2, max_tokens=12), n_takes_up=20, eval_prompts=16, n_text=4
+)
+"""Sizes for seeing that it runs: the model has learnt nothing then."""
 
 
 def case_of(bench: Bench, plant: Plant, *, train: bool) -> Case | None:
@@ -49,9 +54,10 @@ def hit(fault: Fault, finding: Finding) -> bool:
     return finding.severity in LOUD and fault.cause in ("", finding.numbers.get("cause"))
 
 
-def planted(benches: Sequence[Bench], strengths: bool, train: bool) -> Iterator[dict[str, Any]]:
+def planted(benches: Sequence[Bench], names: Sequence[str], *, strengths: bool, train: bool) -> Iterator[dict[str, Any]]:
     """A row for each fault and strength."""
-    for name, fault in FAULTS.items():
+    for name in names:
+        fault = FAULTS[name]
         for strength, plant in fault.strengths.items():
             if not strengths and strength != fault.named:
                 continue
@@ -93,27 +99,35 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--seeds", type=int, default=N_SEEDS)
     parser.add_argument("--strengths", action="store_true", help="every strength, not the named one alone")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: only to see that it runs")
+    parser.add_argument("--fault", action="append", choices=FAULTS, help="this fault alone, and no healthy training")
     parser.add_argument("--only-there", action="store_true", help="train nothing: of the runs that are there")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     started = time.process_time()
-    benches = [Bench(asked.out, seed, Scale()) for seed in range(asked.seeds)]
-    sound = list(healthy(benches, not asked.only_there))
-    rows = list(planted(benches, asked.strengths, not asked.only_there))
+    benches = [Bench(asked.out, seed, QUICK if asked.quick else Scale()) for seed in range(asked.seeds)]
+    sound = [] if asked.fault else list(healthy(benches, not asked.only_there))
+    rows = list(planted(benches, asked.fault or list(FAULTS), strengths=asked.strengths, train=not asked.only_there))
     print(as_table(rows))
     for row in rows:
         for said in row["missed"]:
             print(f"missed {row['fault']} {row['strength']}: {said}")
+    if sound:
+        report(sound)
+    took = time.process_time() - started
+    print(f"{took:.0f} s of CPU")
+    if asked.json:
+        write_atomic(asked.json, json.dumps({"faults": rows, "healthy": sound, "cpu_seconds": took}, indent=1) + "\n")
+
+
+def report(sound: Sequence[Mapping[str, Any]]) -> None:
+    """How many healthy trainings raise an alarm, and which."""
     n_alarms = sum(bool(row["alarms"]) for row in sound)
     rate = wilson(n_alarms, len(sound))
     print(f"healthy: {n_alarms} of {len(sound)} trainings raise an alarm, {rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]")
     for row in sound:
         for name, said in row["alarms"].items():
             print(f"alarm: {row['training']} (seed {row['seed']}): {name}: {said}")
-    took = time.process_time() - started
-    print(f"{took:.0f} s of CPU")
-    if asked.json:
-        write_atomic(asked.json, json.dumps({"faults": rows, "healthy": sound, "cpu_seconds": took}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

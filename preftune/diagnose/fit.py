@@ -9,12 +9,13 @@ from preftune.diagnose.finding import Finding, Severity, skipped
 from preftune.evaluate.estimate import Estimate, wilson
 
 GUESS, SWAPPED = 0.60, 0.45
-"""Accuracy on unseen pairs: up to GUESS, with one half in the interval, it is guessing; surely below SWAPPED the opposite."""
+"""Accuracy on unseen pairs: up to GUESS, with one half in the interval, it is guessing; below SWAPPED, and surely below one
+half (or where answers surely lose), it is the opposite."""
 
 GAP = 0.10
 """Accuracy on pairs learnt from less that on unseen ones, from which (surely) a policy is called overfitted."""
 
-TRIVIAL = 0.97
+TRIVIAL = 0.95
 """Accuracy on unseen pairs of the first epoch from which (surely) pairs are called trivial."""
 
 WORSE = 1.1
@@ -33,14 +34,15 @@ def preferences(case: Case) -> Finding:
     numbers = {"accuracy": accuracy.value, "interval": [accuracy.low, accuracy.high], "n_independent": accuracy.n,
                "held_out_accuracy": held_out.value, "held_out_interval": [held_out.low, held_out.high]}  # fmt: skip
     said = f"accuracy on pairs that were not learnt from is {percent(accuracy)} (worth {accuracy.n} independent ones)"
-    lowest = min(accuracy, held_out, key=lambda one: one.high)
-    if lowest.high < SWAPPED:
+    lost = case.wins is not None and case.wins.win_rate.high < 50
+    if held_out.value < SWAPPED and (held_out.high < 0.5 or lost):
         return Finding(
-            name, "error", f"the opposite was learnt: {percent(lowest)} on held-out pairs",
+            name, "error", f"the opposite was learnt: {percent(held_out)} on held-out pairs{'; answers lose' if lost else ''}",
             "chosen and rejected are swapped in one of the files: look at a few rows of both, and swap the columns (fields=)",
             numbers | {"cause": "swapped"},
         )  # fmt: skip
-    if accuracy.low <= 0.5 <= accuracy.high and accuracy.high < GUESS:
+    won = case.wins is not None and case.wins.win_rate.low > 50  # then something was learnt
+    if accuracy.low <= 0.5 <= accuracy.high and accuracy.high < GUESS and not won:
         return Finding(
             name, "error", f"{said}: guessing. The preferences are noise, contradict each other, or are beyond the model",
             f"run `preftune check {data_of(case)}` (label_noise, contradictions), have a sample judged again (--audit), and "

@@ -12,7 +12,7 @@ from preftune.diagnose.fit import data_of, percent
 from preftune.diagnose.share import Share, share
 from preftune.evaluate.estimate import Estimate
 
-FAR, LOST = 0.5, 1.0
+FAR, LOST = 0.3, 1.0
 """KL in nats a token: far, which harms where something else shows it too; and lost, e times as likely at every token."""
 
 DAMAGE = 0.05
@@ -221,12 +221,16 @@ def _distance(case: Case) -> tuple[bool, str]:
 
 
 def _data_quality(case: Case) -> tuple[bool, str]:
-    samples = case.evaluation.samples if case.evaluation else None
-    longer = samples is not None and samples.reference is not None and (
+    samples, accuracy, wins = case.evaluation.samples if case.evaluation else None, case.accuracy(), case.wins
+    signs = []
+    if samples is not None and samples.reference is not None and (
         samples.policy.tokens.low > LONGER * samples.reference.tokens.high
-    )  # fmt: skip
-    advice = f"preftune check {data_of(case)} (length, surface, label_noise; --audit has a judge look)"
-    return True, f"data quality: {'answers grew longer, so pairs may reward length; ' if longer else ''}{advice}"
+    ):  # fmt: skip
+        signs.append("answers grew longer, so pairs may reward length")
+    if wins is not None and wins.win_rate.high < 40 and accuracy is not None and accuracy.low > 0.5:
+        signs.append("answers lose although unseen pairs are right, so chosen and rejected may be swapped in all files")
+    signs.append(f"preftune check {data_of(case)} (length, surface, label_noise; --audit has a judge look)")
+    return True, f"data quality: {'; '.join(signs)}"
 
 
 def _evaluation(case: Case) -> tuple[bool, str]:
