@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from preftune.registry import LOSSES as LOSSES
     from preftune.run import Run as Run
     from preftune.scoring import score as score
+    from preftune.sweeping.job import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ _HOME = {
     "Run": "preftune.run",
     "load": "preftune.model.load",
     "score": "preftune.scoring",
+    "sweep": "preftune.sweeping.job",
     "train": "preftune.api",
 }
 

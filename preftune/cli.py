@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from preftune import cli_check, cli_data, cli_evaluate, cli_judge, cli_mtbench, cli_winrate
+from preftune import cli_check, cli_data, cli_evaluate, cli_judge, cli_mtbench, cli_sweep, cli_winrate
 from preftune.errors import ConfigError, PreftuneError, printable
 
 app = typer.Typer(
@@ -279,7 +279,15 @@ def config(loss: Annotated[str | None, typer.Option(help="Show the parameters of
     sys.stdout.write(describe(loss))
 
 
-for _verbs in (cli_check.VERBS, cli_data.VERBS, cli_judge.VERBS, cli_evaluate.VERBS, cli_winrate.VERBS, cli_mtbench.VERBS):
+for _verbs in (
+    cli_check.VERBS,
+    cli_data.VERBS,
+    cli_judge.VERBS,
+    cli_evaluate.VERBS,
+    cli_sweep.VERBS,
+    cli_winrate.VERBS,
+    cli_mtbench.VERBS,
+):
     for _name, _verb in _verbs.items():
         app.command(_name)(_verb)
 

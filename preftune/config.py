@@ -256,6 +256,17 @@ class Config(Section):
         places = {name: _absolute(getattr(self, name)) for name in ("model", "reference", "data", "template")}
         return self.model_copy(update={"optim": self.optim.model_copy(update={"lr": rate}), "eval": evaluation, **places})
 
+    def given(self) -> dict[str, Any]:
+        """What was given and no default, with whole paths: `Config.of` makes the same settings of it in any folder."""
+        values: dict[str, Any] = self.model_dump(mode="json", exclude_unset=True)
+        evaluation = values.get("eval", {})
+        for section, names in ((values, ("model", "reference", "data", "template")), (evaluation, ("data",))):
+            section |= {name: _absolute(section[name]) for name in names if name in section}
+        for name in ("cache", "quarantine"):  # which need not exist yet
+            if values.get(name) is not None:
+                values[name] = str(Path(values[name]).expanduser().resolve())
+        return values
+
     def __reduce__(self) -> tuple[Any, ...]:  # the class was made for the objective: pickle cannot find it by name
         return Config.of, (self.model_dump(),)
 

@@ -12,7 +12,7 @@ from worlds import command
 
 def killed_at(words: list[str], log: str, moment: str, nth: int) -> None:
     """`preftune WORDS`, killed by SIGKILL just before the `nth` (from 1) time that `moment` is reached."""
-    _at(moment, nth, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    act_at(moment, nth, lambda: os.kill(os.getpid(), signal.SIGKILL))
     command(words, log)
 
 
@@ -20,11 +20,12 @@ def signalled_at(
     words: list[str], log: str, moment: str, nth: int, number: int, environment: dict[str, str] | None = None
 ) -> None:
     """`preftune WORDS`, which receives signal `number` just before the `nth` time that `moment` is reached."""
-    _at(moment, nth, lambda: os.kill(os.getpid(), number))
+    act_at(moment, nth, lambda: os.kill(os.getpid(), number))
     command(words, log, environment)
 
 
-def _at(moment: str, nth: int, act: Callable[[], None]) -> None:
+def act_at(moment: str, nth: int, act: Callable[[], None]) -> None:
+    """Calls `act` in this process just before the `nth` (from 1) time that `moment` is reached."""
     owner, name = MOMENTS[moment]()
     wrapped, seen = getattr(owner, name), 0
 

@@ -25,8 +25,20 @@ LAYERS = [  # a module imports from its own layer's package and from layers abov
     {"label", "evaluate", "diagnose"},
     {"report", "web"},
     {"api", "show"},
+    {"sweeping"},
     {"demo"},
-    {"cli", "cli_asking", "cli_check", "cli_data", "cli_evaluate", "cli_judge", "cli_mtbench", "cli_winrate", "__main__"},
+    {
+        "cli",
+        "cli_asking",
+        "cli_check",
+        "cli_data",
+        "cli_evaluate",
+        "cli_judge",
+        "cli_mtbench",
+        "cli_sweep",
+        "cli_winrate",
+        "__main__",
+    },
 ]
 FILES_ONLY = {"report", "web", "diagnose"}  # they read what a run left behind: they never import what trains
 NO_TORCH = {
@@ -49,10 +61,11 @@ NO_TORCH = {
     "cli_evaluate",
     "cli_mtbench",
     "cli_winrate",
+    "cli_sweep",
     "cli_judge",
 }
 HEAVY = {"torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow", "matplotlib", "wandb", "tensorboard", "openai"}
-LAZY = {"datasets", "pyarrow", "wandb", "tensorboard", "trl", "openai"}  # imported by nothing at module level
+LAZY = {"datasets", "pyarrow", "wandb", "tensorboard", "trl", "openai", "optuna"}  # imported by nothing at module level
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 

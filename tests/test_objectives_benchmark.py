@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import beta
 import length_control
 import objectives
 import pytest
@@ -62,6 +63,20 @@ def test_length_is_favoured_by_the_labels_and_every_training_has_its_row(out: Pa
     assert [r["name"] for r in found["rows"]] == ["(the SFT model)", "dpo, fair labels", "dpo", "dpo, ld_alpha 0.5"]
     assert found["labels"][0]["pairs where the longer wins"] > 0.55
     assert ET.parse(out / "length.svg").getroot().tag.endswith("svg")
+
+
+def test_beta_and_learning_rate_have_a_row_each(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(beta, "BETAS", (0.1, 0.5))
+    words = ("--out", out, "--quick", "--seeds", "1", "--json", out / "beta.json", "--svg", out / "beta.svg")
+    assert call(monkeypatch, beta.main, *words) == 0
+    found = json.loads((out / "beta.json").read_text())
+    assert [row["beta"] for row in found["summary"]] == [0.1, 0.5] and len(found["runs"]) == 2
+    for row in found["runs"]:
+        assert row["margin"] == pytest.approx(row["beta"] * row["log_ratio"])
+    assert "| 0.001 | 0.5 |" in capsys.readouterr().out
+    assert ET.parse(out / "beta.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize(("word", "said"), [("--only=dpoo", "dpo"), ("--set=loss.betta=1", "loss.beta")])

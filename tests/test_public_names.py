@@ -22,6 +22,7 @@ PUBLIC = [
     "Run",
     "load",
     "score",
+    "sweep",
     "train",
 ]
 

@@ -47,7 +47,7 @@ def answer(
     models: Models, examples: Sequence[Example], sampling: Sampling, most: int, parts: Parts, folder: Run, on_progress: Progress
 ) -> Answered:
     """Answers of the policy and the reference to the prompts of `examples`, each prompt once; writes answers.jsonl."""
-    prompts, ids = _prompts(models, examples, most, sampling.seed, parts.notes)
+    prompts, ids = prompts_of(models, examples, most, sampling.seed, parts.notes)
 
     def make(notes: list[str]) -> Samples:
         ours, theirs, kl = _written(models, ids, sampling, on_progress)
@@ -69,7 +69,7 @@ def write_rows(folder: Run, rows: Sequence[dict[str, Any]]) -> None:
     write_atomic(folder.answers_file, "".join(json_line(row) for row in rows))
 
 
-def _prompts(
+def prompts_of(
     models: Models, examples: Sequence[Example], most: int, seed: int, notes: list[str]
 ) -> tuple[list[Example], list[Ids]]:
     """At most so many different prompts, drawn once and in the order of the data, and their ids."""

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from preftune.evaluate.best_of import kl_at_most
 from preftune.evaluate.estimate import Estimate
 from preftune.report.plots import Line, Plot, Values
 
@@ -52,18 +53,13 @@ def frontier(points: Sequence[Point], *, gain: str, best_of_wins: bool = False, 
     )
 
 
-def best_of_kl(n: int) -> float:
-    """Nats by which the best of n answers differs from one: log n − (n − 1)/n."""
-    return math.log(n) - (n - 1) / n
-
-
 def _best_of(farthest: float) -> Line:
     """Best of n beats one more answer in n of n + 1 cases, whatever the reward is, as long as no two answers tie."""
-    beyond = [n for n in BEST_OF if best_of_kl(n) > farthest]
-    shown = [n for n in BEST_OF if best_of_kl(n) <= farthest] + beyond[:1]
+    beyond = [n for n in BEST_OF if kl_at_most(n) > farthest]
+    shown = [n for n in BEST_OF if kl_at_most(n) <= farthest] + beyond[:1]
     return Line(
         "best of n of the reference",
-        [best_of_kl(n) for n in shown],
+        [kl_at_most(n) for n in shown],
         [100 * n / (n + 1) for n in shown],
         draw="dots",
         colour=7,

@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 
+from preftune.evaluate.best_of import kl_at_most
 from preftune.evaluate.estimate import Estimate
 from preftune.report.curves import Course, curves, running, series
-from preftune.report.frontier import Point, best_of_kl, frontier
+from preftune.report.frontier import Point, frontier
 from preftune.report.plots import Line, Plot
 
 
@@ -95,7 +96,7 @@ def test_the_frontier_joins_a_group_and_stands_beside_best_of_n() -> None:
     dpo, best = plot.lines
     assert dpo.labels == ["near", "far"] and dpo.draw == "dots" and dpo.x_low == [1.0, 8.0]
     drawn = dict(zip(best.x, best.y, strict=True))
-    assert drawn[best_of_kl(4)] == 80.0 and math.isclose(best_of_kl(4), math.log(4) - 0.75)
+    assert drawn[kl_at_most(4)] == 80.0 and math.isclose(kl_at_most(4), math.log(4) - 0.75)
     assert len(frontier(points, gain="reward").lines) == 1
 
 
@@ -106,4 +107,4 @@ def test_best_of_n_wins_and_costs_what_is_drawn() -> None:
         best, one = draw.random((20_000, n)).max(1), draw.random(20_000)
         assert abs((best > one).mean() - n / (n + 1)) < 0.01
         # density of the best of n uniform numbers is n u^(n-1); its KL from the uniform one is the mean of the log of that
-        assert abs(np.log(n * best ** (n - 1)).mean() - best_of_kl(n)) < 0.02
+        assert abs(np.log(n * best ** (n - 1)).mean() - kl_at_most(n)) < 0.02
