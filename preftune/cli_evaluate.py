@@ -130,6 +130,10 @@ def evaluate(
         leave()
     if not main:
         return
+    from preftune.report.page import write_report
+    from preftune.run import Run
+
+    say(f"report: {write_report(Run.all_in(out or model))}")  # and the model's card, with these figures
     if as_json:
         print(json.dumps(found.as_dict(), indent=1))
         return

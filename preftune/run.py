@@ -77,9 +77,13 @@ class Run:
 
     @classmethod
     def all_in(cls, path: str | Path) -> list[Run]:
-        """The run in this folder, or those of the sweep that it holds, by name. Raises StorageError where it is neither."""
-        within = sorted(Path(path).glob("runs/*/config.yaml"))
-        return [cls.open(path)] if (Path(path) / "config.yaml").exists() or not within else [cls(f.parent) for f in within]
+        """The run in this folder, or those of the sweep that it holds, by name, or the evaluation of a model without a run.
+
+        Raises StorageError where it is none of these.
+        """
+        within = [] if (Path(path) / "config.yaml").exists() else sorted(Path(path).glob("runs/*/config.yaml"))
+        alone = cls(path) if cls(path).evaluation_file.exists() else None
+        return [cls(file.parent) for file in within] or [alone or cls.open(path)]
 
     def config(self) -> Config:
         """The resolved settings of the run."""

@@ -111,7 +111,7 @@ def _of_one(panel: Panel, course: Course) -> list[Line]:
         if held_out:
             name = f"{side}held out"
             lines.append(Line(name, *_columns(held_out), draw="dots", colour=k if sides else 1, dashed=sides))
-        if (found := course.final.get(metric)) is not None:
+        if lines and (found := course.final.get(metric)) is not None:
             lines.append(_final(f"{side}evaluated", found, course.rows, k if sides else 1))
     return lines
 

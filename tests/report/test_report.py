@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from runs_for_tests import made_up
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, StorageError
 from preftune.report.page import write_report
 from preftune.report.text import number
 from preftune.run import Run
@@ -194,6 +194,14 @@ def test_several_runs_stand_side_by_side_under_what_differs(run: Run, tmp_path: 
     assert [Run.all_in(tmp_path / "sweep")[k].path.name for k in (0, 1)] == ["a", "b"] and len(Run.all_in(run.path)) == 1
     [frontier] = [json.loads(text) for kind, text in page.scripts if kind and "Against sft" in text]
     assert frontier["lines"][0]["labels"] == ["a", "first", "b"], "by KL"
+
+
+def test_the_evaluation_of_a_model_without_a_run_has_a_page_too(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_bytes(run.evaluation_file.read_bytes())
+    page = page_of(*Run.all_in(tmp_path))
+    assert "Alignment worked" in page.text and "metrics.jsonl is not in this run's folder." in page.text
+    with pytest.raises(StorageError, match="not a run folder"):
+        Run.all_in(tmp_path / "nothing")
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
