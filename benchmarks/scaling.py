@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-PARTS = ("data", "start", "reference", "step", "ranked")
+PARTS = ("data", "plan", "start", "reference", "step", "ranked")
 MAX_LENGTH, BUDGET, N_REFERENCE = 512, 4096, 24
 Row = dict[str, Any]
 
@@ -147,13 +147,13 @@ def child_data(file: str, model: str, cache: str) -> Row:
 
 
 def child_start(*settings: str) -> Row:
-    """A run up to its first training step, and that step, with the imports and the collector of `preftune train`."""
+    """A run up to its first training step, and that step, with the imports of `preftune train`, its collector off as there."""
     lap = Laps()
     import gc
 
     import preftune.cli  # noqa: F401  # the command line, which imports the rest when it is needed
 
-    gc.set_threshold(100_000, 50, 100)  # as the command line does
+    gc.disable()  # as the command line does until training begins
     lap("python and preftune's command line")
     import torch  # noqa: F401
 
@@ -203,6 +203,27 @@ def part_data(out: Path, pairs: Sequence[int]) -> list[Row]:
         for start in ("first", "again"):
             rows.append({"start": start} | in_process("data", out / f"{n}.jsonl", out / "model", out / "cache"))
         shutil.rmtree(out / "cache", ignore_errors=True)
+    return rows
+
+
+def part_plan(out: Path, pairs: Sequence[int]) -> list[Row]:
+    """The order of an epoch and the micro-batches of its every step, from the lengths alone."""
+    import numpy as np
+
+    from preftune.training.plan import Plan, cut
+
+    rows = []
+    for n in pairs:
+        lengths = np.random.default_rng(0).integers(60, 240, n)
+        plan = Plan.of(n, pairs_per_step=32, epochs=1.0, steps=None, seed=0)
+
+        def planned(plan: Plan = plan, lengths: Any = lengths) -> None:
+            for step in range(plan.n_steps):
+                cut(plan.examples(step), lengths, budget=8192)
+
+        before = Laps.peak()
+        seconds = _seconds(planned)
+        rows.append({"pairs": n, "steps": plan.n_steps, "seconds": seconds, "before": before, "peak": Laps.peak()})
     return rows
 
 

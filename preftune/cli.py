@@ -93,17 +93,20 @@ def train(
         raise ConfigError("--resume: give the folder of the run to go on with, as out=PATH")
     if resume and config.out and recipe is None and config.model is None:  # the run's own settings, and these words over them
         config = Config.load(Run.open(config.out).config_file, settings)
-    from preftune.training.prepare import require
-
-    require(config)
     if dry_run:
         from preftune.training.forecast import plan as forecast
+        from preftune.training.prepare import require
 
+        require(config)
         print(forecast(config).as_text())
         return
-    from preftune.api import train as run_training
+    gc.disable()  # run_job turns it on again when training begins
+    try:
+        from preftune.api import train as run_training
 
-    run = run_training(config, resume=resume, quiet=quiet)
+        run = run_training(config, resume=resume, quiet=quiet)
+    finally:
+        gc.enable()
     if os.environ.get("RANK", "0") == "0":
         print(run.path)
 

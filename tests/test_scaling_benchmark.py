@@ -30,12 +30,13 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("in_this_process")
 def test_data_and_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--out", str(tmp_path), "--pairs", "40", "--part", "data", "--part", "start"]
+    words = ["--out", str(tmp_path), "--pairs", "40", "--part", "data", "--part", "plan", "--part", "start"]
     monkeypatch.setattr(sys, "argv", ["scaling.py", *words])
     scaling.main()
     found = json.loads((tmp_path / "results.json").read_text())
     assert [(r["pairs"], r["start"]) for r in found["data"]] == [(40, "first"), (40, "again")]
     assert all(r["peak"] >= r["read"] >= r["before"] > 0 and r["steps"] == 2 for r in found["data"])
+    assert [(r["pairs"], r["steps"]) for r in found["plan"]] == [(40, 2)]
     assert [r["run"] for r in found["start"]] == ["first", "β", "seed", "loss", "LoRA"]
     assert all(r["to the first step"] > r["torch"] > 0 for r in found["start"])
     assert "| first | 40 |" in capsys.readouterr().out

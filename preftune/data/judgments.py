@@ -12,7 +12,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +30,7 @@ _MIRRORED: Mapping[Verdict, Verdict] = {"i": "j", "j": "i", "tie": "tie", "both_
 
 def append_judgments(path: Path, judgments: Iterable[Judgment]) -> None:
     """Adds verdicts to the file, which is made if need be; they are on the disk when this returns. Raises StorageError."""
-    append_lines(path, [asdict(judgment) for judgment in judgments])
+    append_lines(path, [{name: getattr(judgment, name) for name in _NAMES} for judgment in judgments])
 
 
 def read_judgments(path: str | Path) -> list[Judgment]:

@@ -20,6 +20,7 @@ import pytest
 from judges_for_tests import code_of, honest, text_of
 from tape_server import TapeServer, serving, tape
 from typer.testing import CliRunner
+from worlds import cli
 
 from preftune.cli import app
 from preftune.data.judgments import read_judgments, settled
@@ -134,10 +135,10 @@ def test_killed_in_the_middle_no_reply_is_paid_twice(shared_data: Path, tmp_path
             kept = file.execute("SELECT count(*) FROM replies").fetchone()[0]
         file.close()
         before = sum(state.served.values())
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        done = cli(*words[3:])
     assert kept >= before - 2 * concurrency, "what was answered is kept, but for what was under way"
     assert sum(state.served.values()) - before == 198 - kept
-    [one] = json.loads(done.stdout)["annotators"]
+    [one] = json.loads(done.out)["annotators"]
     assert 100 * one["agreement"] == pytest.approx(95.45454545454545)
     assert len(settled(read_judgments(tmp_path / "j.jsonl"))) == 99
 
@@ -158,8 +159,8 @@ def test_interrupted_by_hand_it_stops_at_once_and_goes_on_later(tmp_path: Path) 
         assert running.returncode == 130 and "interrupted" in said and "Traceback" not in said
         written = len(read_judgments(tmp_path / "j.jsonl"))
         assert 10 <= written < 80, "what had come is in the file"
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+        done = cli(*words[3:])
+    found = json.loads(done.out)
     assert (found["known_before"], found["annotators"][0]["verdicts"]) == (written, {"i": 40})
 
 

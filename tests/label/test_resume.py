@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from tape_server import TapeServer, serving
+from worlds import cli
 
 from preftune.asking.server import Server
 from preftune.data.judgments import append_judgments
@@ -66,9 +67,9 @@ def test_sampling_that_was_killed_asks_for_what_is_missing_alone(tmp_path: Path)
         kept = file.execute("SELECT count(*) FROM replies").fetchone()[0]
         file.close()
         before = sum(state.served.values())
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        done = cli(*words[3:])
     assert kept >= before - 2 * 4, "what was answered is kept, but for what was under way"
     assert sum(state.served.values()) - before == 60 - kept
-    assert json.loads(done.stdout)["n_missing"] == 0
+    assert json.loads(done.out)["n_missing"] == 0
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert sorted(row["responses"][0] for row in rows) == sorted(f"reply to question {k}" for k in range(60))
