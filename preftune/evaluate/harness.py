@@ -15,18 +15,12 @@ from preftune.errors import ConfigError, nearest
 from preftune.evaluate.models import Models, Progress
 
 
-def run_harness(
-    models: Models, tasks: Sequence[str], folder: Path | None, *, limit: int | None, on_progress: Progress
-) -> dict[str, Any]:
-    """Task -> {"policy": metrics, "reference": metrics}.
+def open_tasks(tasks: Sequence[str], folder: Path | None) -> Any:
+    """The harness's own manager of tasks. folder: with YAML files of tasks of your own.
 
-    folder: with YAML files of tasks of your own. limit: most documents of a task; None: all.
-
-    Raises ConfigError where it is not installed, or a task does not exist.
+    Raises ConfigError where the harness is not installed, or a task does not exist.
     """
     try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError(
@@ -38,6 +32,16 @@ def run_harness(
     manager = TaskManager(include_path=None if folder is None else str(folder))
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise ConfigError(f"--lm-eval {unknown[0]}: no such task; {_near(unknown[0], manager.all_tasks)}")
+    return manager
+
+
+def run_harness(
+    models: Models, tasks: Sequence[str], manager: Any, *, limit: int | None, on_progress: Progress
+) -> dict[str, Any]:
+    """Task -> {"policy": metrics, "reference": metrics}. limit: most documents of a task; None: all."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
     found: dict[str, dict[str, Any]] = {task: {} for task in tasks}
     names = ["policy", *(["reference"] if models.against is not None else [])]
     for done, which in enumerate(names):

@@ -21,11 +21,11 @@ from preftune.data.tokens import Report
 from preftune.data.types import Example, Tree
 from preftune.engine.reference import keys_of
 from preftune.errors import ConfigError, DataError
-from preftune.evaluate.harness import run_harness
+from preftune.evaluate.harness import open_tasks, run_harness
 from preftune.evaluate.models import Models, Progress
 from preftune.evaluate.own_answers import Judge, answer, compare
 from preftune.evaluate.parts import Parts
-from preftune.evaluate.perplexity import perplexity, read_documents
+from preftune.evaluate.perplexity import perplexity, read_documents, spans
 from preftune.evaluate.preference import has_rewards, preferences, score_pairs
 from preftune.evaluate.record import Evaluation, Perplexity, Preferences, Wins
 from preftune.evaluate.verdict import verdict
@@ -88,6 +88,7 @@ def evaluate(
     Raises ConfigError, DataError, ModelError for what cannot be measured. What an interruption stops is finished by the same
     call, which measures nothing twice.
     """
+    tasks = _check(models, settings, judge)
     folder = _folder(models, settings)
     parts, sides = Parts(folder, models.ranks), read_sides(models, settings)
     parts.notes += sides.notes
@@ -100,12 +101,10 @@ def evaluate(
         sampling = Sampling(n=settings.per_prompt, max_tokens=settings.max_tokens, seed=settings.seed)
         answered = answer(models, sides.held_out, sampling, settings.prompts, parts, folder, on_progress)
     wins: tuple[Wins, ...] = ()
-    if judge is not None:
-        if answered is None:
-            raise ConfigError("a judge compares answers, and none are written (a reward model, or --n-prompts 0)")
+    if judge is not None and answered is not None:
         wins = compare(models, answered, judge, folder, settings.answers, parts.notes, seed=settings.seed)
     perplexities = _perplexities(models, settings, parts, on_progress)
-    benchmarks = _benchmarks(models, settings, parts, on_progress)
+    benchmarks = _benchmarks(models, settings, tasks, parts, on_progress)
     found = Evaluation(
         policy=models.name,
         against=models.against,
@@ -128,6 +127,23 @@ def evaluate(
         folder.write_json(folder.evaluation_file, found.as_dict())
     models.ranks.barrier()
     return found
+
+
+def _check(models: Models, settings: Settings, judge: Judge | None) -> Any:
+    """Raises ConfigError or DataError before any work for what could not be done later. The tasks of `--lm-eval`, opened."""
+    if judge is not None and (models.scores_only or not settings.prompts):
+        raise ConfigError("a judge compares answers, and none are written (a reward model, or --n-prompts 0)")
+    if judge is not None and settings.answers is None and models.against is None:
+        raise ConfigError("--answers or --against: a judge compares with other answers; name a file of them, or a model")
+    if settings.texts and models.scores_only:
+        raise ConfigError(f"--perplexity: {models.name} is a reward model, which predicts no text")
+    if settings.texts:
+        spans(models, settings.window, settings.stride)
+    for file in settings.texts:
+        read_documents(file)
+    if settings.tasks and (models.scores_only or models.ranks.world > 1):
+        raise ConfigError("--lm-eval: is for a language model, in one process")
+    return open_tasks(settings.tasks, settings.tasks_folder) if settings.tasks else None
 
 
 def _folder(models: Models, settings: Settings) -> Run:
@@ -238,28 +254,25 @@ def _scored(
 
 
 def _perplexities(models: Models, settings: Settings, parts: Parts, on_progress: Progress) -> tuple[Perplexity, ...]:
-    if settings.texts and models.scores_only:
-        raise ConfigError(f"--perplexity: {models.name} is a reward model, which predicts no text")
     found = []
+    window, stride = spans(models, settings.window, settings.stride)
     for file in settings.texts:
         texts = read_documents(file)
 
         def make(notes: list[str], file: Path = file, texts: list[str] = texts) -> Perplexity:
-            return perplexity(models, file.name, texts, window=settings.window, stride=settings.stride, on_progress=on_progress)
+            return perplexity(models, file.name, texts, window=window, stride=stride, on_progress=on_progress)
 
-        key = [models.identity(), texts, settings.window, settings.stride]
+        key = [models.identity(), texts, window, stride]
         found.append(parts.part(f"perplexity of {file}", key, Perplexity, make))
     return tuple(found)
 
 
-def _benchmarks(models: Models, settings: Settings, parts: Parts, on_progress: Progress) -> dict[str, Any]:
-    if not settings.tasks:
+def _benchmarks(models: Models, settings: Settings, tasks: Any, parts: Parts, on_progress: Progress) -> dict[str, Any]:
+    if tasks is None:
         return {}
-    if models.scores_only or models.ranks.world > 1:
-        raise ConfigError("--lm-eval: is for a language model, in one process")
 
     def make(notes: list[str]) -> dict[str, Any]:
-        return run_harness(models, settings.tasks, settings.tasks_folder, limit=settings.task_limit, on_progress=on_progress)
+        return run_harness(models, settings.tasks, tasks, limit=settings.task_limit, on_progress=on_progress)
 
     own = sorted(settings.tasks_folder.rglob("*")) if settings.tasks_folder is not None else []
     files = [[str(p), file_digest(p).hex()] for p in own if p.is_file()]

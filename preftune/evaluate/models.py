@@ -22,7 +22,7 @@ from preftune.engine.policy import Policy
 from preftune.engine.reference import fill, missing, reference_store
 from preftune.engine.reward import RewardModel
 from preftune.errors import ConfigError, ModelError
-from preftune.files import default_cache
+from preftune.files import Lock, default_cache
 from preftune.label.implicit import check_same_tokens
 from preftune.losses.objective import Objective, goal_of, objective
 from preftune.model.device import Precision, pick_device, precision_of
@@ -156,17 +156,23 @@ class Models:
         return load_model(resolve(name), dtype=self.precision.weights).to(self.device).eval()
 
     def reference_logps(self, trees: Sequence[Tree], on_progress: Progress) -> Store:
-        """Log-probs of the reference for all of `trees`: what training or a former evaluation stored is not computed again."""
+        """Log-probs of the reference for all of `trees`: what training or a former evaluation stored is not computed again.
+
+        Of several processes that want the same, the first scores it, and the others wait and read.
+        """
         assert self.against is not None, "there is no reference"
-        name = self.ranks.first(lambda: self._identity(str(self.against)))
+        name, ranks = self.ranks.first(lambda: self._identity(str(self.against))), self.ranks
         store = reference_store(self.cache, name)
-        mine = trees[self.ranks.rank :: self.ranks.world]
-        todo = missing(store, mine)
-        if todo:
-            for done in fill(store, self.reference(trees), mine, todo, budget=self.budget):
-                on_progress("reference", done, len(todo))
-        self.ranks.barrier()
-        return reference_store(self.cache, name) if self.ranks.world > 1 else store
+        mine = trees[ranks.rank :: ranks.world]
+        if missing(store, mine):
+            with Lock(store.folder / f".{ranks.rank}-of-{ranks.world}.lock") as lock:  # as training has it
+                lock.take(wait=True)
+                store = reference_store(self.cache, name)
+                todo = missing(store, mine)
+                for done in fill(store, self.reference(trees), mine, todo, budget=self.budget):
+                    on_progress("reference", done, len(todo))
+        ranks.barrier()
+        return reference_store(self.cache, name) if ranks.world > 1 else store
 
 
 def _check_reference(model: str, against: str) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from preftune.data.read import read_examples
 from preftune.data.types import Branch, Example, Tree
 from preftune.data.write import judged_file, plain, write_examples
-from preftune.errors import ConfigError, DataError
+from preftune.errors import DataError
 from preftune.evaluate import samples
 from preftune.evaluate.kl import KL, TokenKL, compare_all, summed, trees_of
 from preftune.evaluate.models import Models, Progress
@@ -143,10 +143,9 @@ def compare(
     ours = [row["policy"][0] for row in answered.rows]
     if answers is not None:
         against, theirs = Path(answers).stem, _stored(models, answered.prompts, answers)
-    elif models.against is not None:
-        against, theirs = short(models.against), [row["reference"][0] for row in answered.rows]
     else:
-        raise ConfigError("--answers or --against: a judge compares with other answers; name a file of them, or a model")
+        assert models.against is not None, "a judge compares with other answers"
+        against, theirs = short(models.against), [row["reference"][0] for row in answered.rows]
     at = [i for i, other in enumerate(theirs) if other is not None]
     if len(at) < len(ours):
         notes.append(f"{len(ours) - len(at)} of {len(ours)} prompts have no answer in {answers}, and are not judged")

@@ -71,17 +71,23 @@ def windows(ids: NDArray[np.int32], *, first: int, window: int, stride: int, doc
         scored_to = end
 
 
-def perplexity(
-    models: Models, name: str, texts: Sequence[str], *, window: int | None, stride: int | None, on_progress: Progress
-) -> Perplexity:
-    """The perplexity of documents under the policy and, where there is one, the reference. Raises DataError, ConfigError."""
-    tokenizer, context = models.renderer.tokenizer, models.renderer.max_length
+def spans(models: Models, window: int | None, stride: int | None) -> tuple[int, int]:
+    """Window and stride, in tokens; None: 1024 or the model's context, and half of that. Raises ConfigError."""
+    context = models.renderer.max_length
     window = window or min(context, _USUAL_WINDOW)
     stride = stride or max(1, window // 2)
     if not 2 <= window <= context:
         raise ConfigError(f"--window {window}: expected 2 to {context}, the longest sequence that the model reads here")
     if not 1 <= stride < window:
         raise ConfigError(f"--stride {stride}: expected 1 to {window - 1}, less than the window")
+    return window, stride
+
+
+def perplexity(
+    models: Models, name: str, texts: Sequence[str], *, window: int, stride: int, on_progress: Progress
+) -> Perplexity:
+    """The perplexity of documents under the policy and, where there is one, the reference. Raises DataError."""
+    tokenizer = models.renderer.tokenizer
     bos = getattr(tokenizer, "bos_token_id", None)
     first = models.renderer.end_of_text if bos is None else int(bos)
     parts: list[Window] = []
