@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,8 @@ def accuracy(folder: Path) -> float:
 
 
 def test_without_it_the_error_says_how_to_get_it(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for name in ("lm_eval", "lm_eval.tasks"):
+        monkeypatch.setitem(sys.modules, name, None)
     words = ["eval", world.base, "--against", world.other, "--data", world.file("held_out"), "--n-prompts", 0]
     left = cli(*words, "--out", tmp_path / "out", "--lm-eval", "manners")
     assert left.code == 2 and "pip install 'preftune[eval]'" in left.err
