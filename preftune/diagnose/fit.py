@@ -78,11 +78,11 @@ def overfitting(case: Case) -> Finding:
         return Finding(name, "ok", said, numbers=numbers)
     severity: Severity = "error" if evals[-1]["loss"] > evals[0]["loss"] and evals[0]["step"] == 0 else "warning"
     ahead = "; held out, the loss is above that of the untrained policy" if severity == "error" else ""
-    remedy = (
-        f"stop earlier: steps={max(best['step'], 1)}, or eval.patience=2 (which keeps the best step); fewer epochs, more "
-        "prompts, a larger loss.beta or LoRA also help"
-    )
-    return Finding(name, severity, f"the pairs were memorised: {said}{ahead}", remedy, numbers)
+    stop = f"stop earlier: steps={best['step']}, or eval.patience=2 (which keeps the best step); " if best["step"] else (
+        f"no step was better than none: lower optim.lr (now {case.config.optim.lr or 0:g}); "
+    )  # fmt: skip
+    remedy = f"{stop}fewer epochs, more prompts, a larger loss.beta or LoRA also help"
+    return Finding(name, severity, f"overfitted: {said}{ahead}", remedy, numbers)
 
 
 def trivial_pairs(case: Case) -> Finding:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from preftune.diagnose.case import Case, scaled
 from preftune.diagnose.effect import SMALL, TINY
 from preftune.diagnose.features import refuses
-from preftune.diagnose.finding import Finding, Severity, skipped
+from preftune.diagnose.finding import ORDER, Finding, Severity, skipped
 from preftune.diagnose.fit import data_of, percent
 from preftune.diagnose.share import Share, share
 from preftune.evaluate.estimate import Estimate
@@ -23,6 +25,9 @@ LONGER, MUCH_LONGER = 1.25, 1.5
 
 FORGOTTEN = (0.1, 0.693)
 """Nats a token by which other text became less likely, surely: perplexity up by a tenth, and doubled."""
+
+WORSE_AT = (0.01, 0.1)
+"""Fall of a benchmark's accuracy, surely."""
 
 REFUSING = (0.05, 0.25)
 """Share of answers that refuse, beyond the reference's, surely."""
@@ -119,27 +124,56 @@ def matched_gain(case: Case) -> tuple[Estimate, str] | None:
 
 def forgetting(case: Case) -> Finding:
     """Ability that the preferences do not speak of: perplexity of other text, benchmarks."""
-    name, found = "forgetting", case.evaluation
-    texts = [text for text in found.perplexity if text.change is not None] if found else []
-    if not texts:
-        return skipped(name, f"no text to compare on; `preftune eval {case.place} --perplexity FILE` measures general ability")
-    worst = max(texts, key=lambda text: text.change.low if text.change else 0.0)
-    change = worst.change
-    assert change is not None
-    numbers = {"text": worst.name, "change": change.value, "change_interval": [change.low, change.high],
-               "perplexity": worst.policy, "before": worst.reference}  # fmt: skip
-    said = (
-        f"perplexity of {worst.name} is {worst.policy:.3g}, {worst.reference or 0:.3g} before: {change.value:+.3f} nats a "
-        f"token [{change.low:+.3f}, {change.high:+.3f}]"
-    )
-    if change.low < FORGOTTEN[0]:
+    name, found = "forgetting", [*_texts(case), *_benchmarks(case)]
+    if not found:
+        return skipped(name, f"nothing to compare on; `preftune eval {case.place} --perplexity FILE` measures general ability")
+    worst = max(found, key=lambda loss: (ORDER.index("ok") - ORDER.index(loss.severity), loss.value))
+    said, numbers = "; ".join(loss.said for loss in found), {loss.name: loss.numbers for loss in found}
+    if worst.severity == "ok":
         return Finding(name, "ok", said, numbers=numbers)
-    severity: Severity = "error" if change.low >= FORGOTTEN[1] else "warning"
     return Finding(
-        name, severity, f"general ability was lost: {said}",
+        name, worst.severity, f"general ability was lost: {said}",
         "mix SFT in (loss: [dpo, {name: preferred_ft, weight: 0.1}], or general examples), larger loss.beta, LoRA",
         numbers,
     )  # fmt: skip
+
+
+class _Loss(NamedTuple):
+    """What was lost on one text or benchmark."""
+
+    name: str
+    severity: Severity
+    value: float
+    said: str
+    numbers: dict[str, float | None]
+
+
+def _texts(case: Case) -> Iterator[_Loss]:
+    for text in case.evaluation.perplexity if case.evaluation else ():
+        if (change := text.change) is not None:
+            numbers = {"change": change.value, "low": change.low, "high": change.high, "perplexity": text.policy,
+                       "before": text.reference}  # fmt: skip
+            said = (
+                f"perplexity of {text.name} is {text.policy:.3g}, {text.reference or 0:.3g} before: {change.value:+.3f} nats a "
+                f"token [{change.low:+.3f}, {change.high:+.3f}]"
+            )
+            yield _Loss(text.name, _lost(change.low, FORGOTTEN), change.low, said, numbers)
+
+
+def _benchmarks(case: Case) -> Iterator[_Loss]:
+    """Accuracies of lm-evaluation-harness that fell, by the standard errors that it gives."""
+    for task, sides in (case.evaluation.benchmarks if case.evaluation else {}).items():
+        ours, theirs = sides.get("policy", {}), sides.get("reference", {})
+        if "acc" in ours and "acc" in theirs:
+            fall = theirs["acc"] - ours["acc"]
+            half = 1.96 * math.hypot(ours.get("acc_stderr", 0.0), theirs.get("acc_stderr", 0.0))
+            said = f"accuracy on {task} is {ours['acc']:.3f}, {theirs['acc']:.3f} before (± {half:.3f})"
+            numbers: dict[str, float | None] = {"accuracy": ours["acc"], "before": theirs["acc"], "fall_low": fall - half}
+            yield _Loss(task, _lost(fall - half, WORSE_AT), fall - half, said, numbers)
+
+
+def _lost(surely: float, thresholds: tuple[float, float]) -> Severity:
+    return "error" if surely >= thresholds[1] else "warning" if surely >= thresholds[0] else "ok"
 
 
 def conservative(case: Case) -> Finding:

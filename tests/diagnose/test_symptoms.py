@@ -206,6 +206,8 @@ def test_memorised_pairs_show_in_the_gap_and_the_best_step_is_named() -> None:
 
     one = look("overfitting", case(0.98, 0.6, 0.693, 0.65, 0.7, 0.9))
     assert (one.severity, one.numbers["best_step"]) == ("error", 10) and "steps=10" in one.remedy
+    never = look("overfitting", case(0.98, 0.6, 0.693, 0.75, 0.8))
+    assert never.severity == "error" and "no step was better than none" in never.remedy
     assert look("overfitting", case(0.98, 0.6, 0.693, 0.65, 0.64, 0.63)).severity == "warning"
     assert look("overfitting", case(0.75, 0.68, 0.693, 0.65, 0.64, 0.63)).severity == "ok"
     one_epoch = replace(case(0.98, 0.6, 0.693, 0.65), train=steps(accuracy=0.98, epoch=lambda i: i / 40))
@@ -262,6 +264,13 @@ def test_length_is_a_bias_only_where_equal_lengths_gain_nothing() -> None:
 @pytest.mark.parametrize(("change", "severity"), [(0.05, "ok"), (0.12, "warning"), (0.8, "error"), (-0.5, "ok")])
 def test_forgetting_is_a_loss_of_other_text(change: float, severity: str) -> None:
     assert look("forgetting", sound(evaluation=evaluation(change=change))).severity == severity
+
+
+@pytest.mark.parametrize(("accuracy", "severity"), [(0.58, "ok"), (0.5, "warning"), (0.3, "error")])
+def test_forgetting_is_a_fall_on_benchmarks_beyond_their_errors(accuracy: float, severity: str) -> None:
+    sides = {"policy": {"acc": accuracy, "acc_stderr": 0.015}, "reference": {"acc": 0.6, "acc_stderr": 0.015}}
+    one = look("forgetting", sound(evaluation=evaluation(benchmarks={"my_task": sides})))
+    assert one.severity == severity and "my_task" in one.said
 
 
 def test_refusals_beyond_the_reference_s_are_too_conservative() -> None:
