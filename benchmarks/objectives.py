@@ -102,10 +102,15 @@ def main() -> int:
 
 
 def _names(only: str | None) -> list[str]:
-    names = only.split(",") if only else sorted(LOSSES)
+    names = only.split(",") if only else offline()
     for name in names:
         LOSSES.whole_name(name)  # raises, with the nearest
     return names
+
+
+def offline() -> list[str]:
+    """Names of the objectives that learn from responses of the data; those on the policy's own are measured by rlhf.py."""
+    return sorted(name for name in LOSSES if not objective(name, {}).needs_rollouts)
 
 
 # Data

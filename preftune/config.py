@@ -11,7 +11,6 @@ parameters of the chosen objective, read from its signature, and no others.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,15 +21,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, cr
 from preftune.errors import ConfigError, listing, nearest
 from preftune.loss_settings import entry_of, first_record, loss_section, objectives_in, of_another_objective
 from preftune.registry import FORMATS, LOSSES
-from preftune.section import Section, setting
+from preftune.rollout_settings import Critic, Reward, Rollout
+from preftune.section import Section, Text, setting
 from preftune.settings_text import described, is_section, problems
 from preftune.yamlfile import Places, dump_yaml, load_yaml, parse_word
-
-
-def _as_text(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return str(value) if type(value) is int else value  # a folder called 3; a float would not keep its spelling
 
 
 def _a_format(name: str) -> str:
@@ -39,9 +33,7 @@ def _a_format(name: str) -> str:
     return name
 
 
-Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
-
-
+_ROLLOUTS = ("Rollout", "Replies")
 _USUAL_RATE = 1e-6
 _RATES = {"Tokens": 2e-5, "Scores": 1e-5}  # peak learning rates that are usual for objectives of these records alone
 
@@ -226,6 +218,9 @@ class Config(Section):
     sync: Sync = Sync()
     average: Average = Average()
     eval: Evaluation = Evaluation()
+    rollout: Rollout = Rollout()
+    reward: Reward = Reward()
+    critic: Critic = Critic()
     checkpoint: Checkpoints = Checkpoints()
     samples: SampleSettings = SampleSettings()
 
@@ -254,7 +249,27 @@ class Config(Section):
         keep = self.eval.keep or ("best" if self.eval.patience else "last")
         evaluation = self.eval.model_copy(update={"keep": keep, "data": _absolute(self.eval.data)})
         places = {name: _absolute(getattr(self, name)) for name in ("model", "reference", "data", "template")}
-        return self.model_copy(update={"optim": self.optim.model_copy(update={"lr": rate}), "eval": evaluation, **places})
+        optim = self.optim.model_copy(update={"lr": rate})
+        return self.model_copy(update={"optim": optim, "eval": evaluation, **places, **self._rollouts_resolved()})
+
+    @property
+    def needs_rollouts(self) -> bool:
+        """Whether an objective learns from what the policy writes itself: on which records is known by their names."""
+        return any(first_record(LOSSES[loss.name]).__name__ in _ROLLOUTS for loss in self.losses)  # type: ignore[attr-defined]
+
+    def _rollouts_resolved(self) -> dict[str, Section]:
+        if not self.needs_rollouts:
+            return {}
+        name = self.losses[0].name  # type: ignore[attr-defined]
+        beta = self.loss_parameters.get("beta", 0.0)
+        file, colon, function = (self.reward.rule or "").rpartition(":")
+        rule = f"{_absolute(file)}:{function}" if colon else self.reward.rule
+        found = {"model": _absolute(self.reward.model), "template": _absolute(self.reward.template), "rule": rule}
+        return {
+            "rollout": self.rollout.resolved(name, first_record(LOSSES[name]).__name__, beta),
+            "reward": self.reward.model_copy(update=found),
+            "critic": self.critic.model_copy(update={"model": _absolute(self.critic.model)}),
+        }
 
     def given(self) -> dict[str, Any]:
         """What was given and no default, with whole paths: `Config.of` makes the same settings of it in any folder."""

@@ -9,6 +9,7 @@
     diagnosis.json   findings about the run          merged/         the result of LoRA as a model of its own
     check.json       what `check --json` said, if somebody keeps it here, for the report
     evaluation-parts.json   parts of an evaluation, each kept as it was finished
+    rollouts.safetensors   replies that the policy wrote in its last iteration, and learns from
 
 JSON and YAML files are replaced whole; JSONL files only grow, a line at a time.
 
@@ -49,6 +50,7 @@ class Run:
         self.answers_file = self.path / "answers.jsonl"
         self.diagnosis_file = self.path / "diagnosis.json"
         self.check_file = self.path / "check.json"
+        self.rollouts_file = self.path / "rollouts.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.model = self.path / "model"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 
 def setting(help: str, *, unit: str = "", **bounds: Any) -> Any:
@@ -19,3 +20,13 @@ class Section(BaseModel):
     """A part of the settings: frozen, strict about types, closed to unknown names."""
 
     model_config = {"frozen": True, "extra": "forbid", "strict": True, "allow_inf_nan": False, "protected_namespaces": ()}
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return str(value) if type(value) is int else value  # a folder called 3; a float would not keep its spelling
+
+
+Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
+"""A name or a path."""

@@ -108,6 +108,7 @@ class Show:
 
 def line(metrics: dict[str, float]) -> str:
     """The metrics that a person follows, short."""
-    names = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin", "kl": "kl"}
-    places = {"loss": 4, "kl": 2}
+    names = {"loss": "loss", "objective/scores": "score", "rewards/accuracies": "acc", "rewards/margins": "margin", "kl": "kl"}
+    names |= {} if "kl" in metrics else {"objective/kl": "kl"}
+    places = {"loss": 4, "kl": 2, "objective/kl": 2}
     return " ".join(f"{short} {metrics[name]:.{places.get(name, 3)}f}" for name, short in names.items() if name in metrics)

@@ -98,6 +98,18 @@ def _samples() -> tuple[Any, str]:
     return job, "sample"
 
 
+def _replies() -> tuple[Any, str]:
+    from preftune.training import rollouts
+
+    return rollouts, "sample"
+
+
+def _replies_kept() -> tuple[Any, str]:
+    from preftune.training import written
+
+    return written, "write_weights"
+
+
 def _model() -> tuple[Any, str]:
     from preftune.training import job
 
@@ -125,6 +137,8 @@ MOMENTS: dict[str, Callable[[], tuple[Any, str]]] = {
     "evaluation": _evaluation,
     "reference log-probs": _reference,
     "samples": _samples,
+    "replies": _replies,
+    "replies on disk": _replies_kept,
     "saving the model": _model,
     "model into its place": _model_in_place,
     "report": _report,

@@ -53,8 +53,8 @@ def one(name: str) -> Objective:
 
 
 def scored_by_a_policy() -> list[str]:
-    """Names of the objectives on a language model's log-probs."""
-    return sorted(name for name in LOSSES if one(name).record is not Scores)
+    """Names of the objectives on a language model's log-probs of responses that the data hold."""
+    return sorted(name for name in LOSSES if one(name).record is not Scores and not one(name).needs_rollouts)
 
 
 def goal_of(case: str) -> list[Objective]:

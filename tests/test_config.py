@@ -105,8 +105,8 @@ def test_a_recipe_with_a_byte_order_mark_and_windows_lines(tmp_path: Path) -> No
 
 def test_an_unknown_name_proposes_the_nearest() -> None:
     assert refusal("loss.betta=0.1") == "command line: loss.betta: no such setting; did you mean loss.beta?"
-    assert "did you mean optim.lr?" in refusal("lr=1e-6")
-    assert "did you mean loss.beta?" in refusal("beta=0.2")
+    assert "did you mean optim.lr or critic.lr?" in refusal("lr=1e-6")
+    assert "did you mean loss.beta or rollout.beta?" in refusal("beta=0.2")
     assert "did you mean sync.every or eval.every or checkpoint.every?" in refusal("every=3")
     assert "`preftune config` lists them all" in refusal("zzzz=1")
 
@@ -302,7 +302,7 @@ def test_an_entry_of_the_list_is_named_by_its_number(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["loss=[dpo, {name: sft, beta: 1}]"], "loss.1.beta: a parameter of aot, aot_unpaired and"),
-        (["loss=[dpo, dppo]"], "loss.1.name: loss 'dppo' does not exist; did you mean dpo?"),
+        (["loss=[dpo, dpoo]"], "loss.1.name: loss 'dpoo' does not exist; did you mean dpo?"),
         (["loss=[dpo, {weight: 2}]"], "loss.1.name: expected the name of a loss"),
         (["loss=[]"], "loss: an empty list: expected at least one objective"),
         (["loss=[dpo, sft]", "loss.2.weight=1"], "loss.2.weight: there are 2 objectives; name one as loss.0.weight"),

@@ -17,12 +17,11 @@ ROOT = Path(preftune.__file__).parent
 
 LAYERS = [  # a module imports from its own layer's package and from layers above this line, never from those below it
     {"errors", "registry", "files", "yamlfile", "settings_text", "section", "userfile"},
-    {"data", "config", "loss_settings", "run"},
+    {"data", "config", "loss_settings", "rollout_settings", "run"},
     {"losses"},
     {"model", "engine"},
     {"generate", "scoring", "chat", "asking", "sampling"},
-    {"training"},
-    {"label", "evaluate", "diagnose"},
+    {"label", "training", "evaluate", "diagnose"},
     {"report", "web"},
     {"api", "show"},
     {"sweeping"},
@@ -40,11 +39,13 @@ LAYERS = [  # a module imports from its own layer's package and from layers abov
         "__main__",
     },
 ]
+APART = {"label": {"training"}, "training": {"evaluate", "diagnose"}}  # within a layer; a run scores its replies by `label`
 FILES_ONLY = {"report", "web", "diagnose"}  # they read what a run left behind: they never import what trains
 NO_TORCH = {
     "data",
     "config",
     "loss_settings",
+    "rollout_settings",
     "section",
     "settings_text",
     "registry",
@@ -112,6 +113,7 @@ def test_imports_go_down_only(name: str) -> None:
         other = part_of(module)
         where = f"{INNER[name]}:{line}: {part} imports {other}"
         assert other == part or RANK[other] <= RANK[part], f"{where}, which stands above it"
+        assert other not in APART.get(part, ()), f"{where}, which stands beside it and may use it"
         assert not (part in FILES_ONLY and other == "training"), f"{where}: it should read the run's files"
 
 

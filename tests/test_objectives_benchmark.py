@@ -12,11 +12,11 @@ import beta
 import length_control
 import objectives
 import pytest
+import rlhf
 from demo_world import make_world
 
 from preftune.demo.story import QUICK
 from preftune.errors import ConfigError
-from preftune.registry import LOSSES
 
 SOME = ("dpo", "kto", "sppo", "plackett_luce", "bradley_terry")
 
@@ -79,6 +79,14 @@ def test_beta_and_learning_rate_have_a_row_each(
     assert ET.parse(out / "beta.svg").getroot().tag.endswith("svg")
 
 
+def test_rlhf_with_a_learned_reward_is_measured_by_the_true_one(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--out", out, "--quick", "--reward", "learned", "--set", "rollout.beta=0.5")
+    assert call(monkeypatch, rlhf.main, *words) == 0
+    (row,) = json.loads((out / "rlhf.json").read_text())
+    assert row["name"] == "ppo learned rollout.beta=0.5" and row["steps"] == 2
+    assert row["gain"][1] <= row["gain"][0] <= row["gain"][2] and row["curve"][0]["objective/kl"] == pytest.approx(0, abs=1e-3)
+
+
 @pytest.mark.parametrize(("word", "said"), [("--only=dpoo", "dpo"), ("--set=loss.betta=1", "loss.beta")])
 def test_a_slip_is_said_with_the_nearest(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, said: str
@@ -93,4 +101,4 @@ def test_another_size_in_the_same_folder_is_refused(out: Path) -> None:
 
 
 def test_every_objective_has_data_that_it_is_for() -> None:
-    assert {objectives.kind_of_data(name) for name in LOSSES} == {"pairs", "thumbs", "votes", "ratings"}
+    assert {objectives.kind_of_data(name) for name in objectives.offline()} == {"pairs", "thumbs", "votes", "ratings"}

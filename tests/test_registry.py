@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from preftune.errors import ConfigError
-from preftune.losses.records import PairLoss, RefPairs, ResponseLoss
+from preftune.losses.records import ClippedLoss, PairLoss, RefPairs, ResponseLoss
 from preftune.registry import FORMATS, LOSSES, MODIFIERS, Registry
 
 
@@ -72,7 +72,9 @@ def test_an_objective_is_a_pure_function_with_settings_for_parameters(name: str)
     taken = [a for a in arguments if a.kind is not inspect.Parameter.KEYWORD_ONLY]
     assert taken and all(get_type_hints(function)[a.name].__module__ == "preftune.losses.records" for a in taken)
     returned = hints["return"]
-    assert returned in (PairLoss, ResponseLoss, RefPairs) or "dtype" in dir(returned), "rewards, a record, or a jaxtyping array"
+    assert returned in (PairLoss, ResponseLoss, ClippedLoss, RefPairs) or "dtype" in dir(returned), (
+        "rewards, a record, or a jaxtyping array"
+    )
     for parameter in [a for a in arguments if a.kind is inspect.Parameter.KEYWORD_ONLY]:
         assert parameter.default is not inspect.Parameter.empty
         assert hints[parameter.name].__metadata__[0].description, f"{name}.{parameter.name} has no line of help"

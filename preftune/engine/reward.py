@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from preftune.data.types import Tree
 from preftune.engine.batch import Batch, alone, pack
 from preftune.engine.distribution import Predictions
 from preftune.engine.policy import Policy
+from preftune.errors import ModelError
 from preftune.model.lora import plain
 
 
@@ -54,3 +56,32 @@ class RewardModel(Policy):
     def pack(self, trees: Sequence[Tree]) -> Batch:
         """Trees in the layout of this model's path, on its device, each response to its last token."""
         return pack(trees, layout=self.path.layout, read_last=True).to(next(self.parameters()).device)
+
+
+class ValueModel(RewardModel):
+    """A critic: the same number at every place from which a token is predicted, where it says what the reply will earn."""
+
+    @classmethod
+    def choose(cls, model: Any, trees: Sequence[Tree], *, autocast: torch.dtype | None = None) -> ValueModel:
+        """On the fastest path that gives the model's own score of a whole reply. Raises ModelError where none has our head."""
+        found = RewardModel.choose(model, trees, autocast=autocast)
+        if found.path.head == "model" or found.path.alone:
+            raise ModelError(f"this architecture cannot be a critic, only its own forward is exact: {found.path.why}")
+        return cls(model, found.path, autocast=autocast)
+
+    def forward(
+        self, batch: Batch, *, as_packed: bool = False, beside: Sequence[Callable[[Predictions], Tensor]] = ()
+    ) -> Float[Tensor, "S"]:
+        """The value before every scored token of the batch, in the batch's order; float32, or float64 for a float64 model."""
+        assert not beside, "a critic predicts no tokens"
+        if self._rotations_differ(batch):
+            return torch.cat([self(alone(batch, response)) for response in range(batch.n_responses)])
+        with self._casting():
+            hidden = self._hidden(batch, batch.source)
+        head = plain(self.model).score
+        values: Tensor = head(hidden.to(head.weight.dtype))[:, 0]
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    def pack(self, trees: Sequence[Tree]) -> Batch:
+        """Trees in the layout of this model's path, on its device; a reply's last token is followed by nothing to expect."""
+        return Policy.pack(self, trees)

@@ -22,6 +22,7 @@ import torch
 
 from preftune.data.template import Renderer
 from preftune.data.types import Example, Tree
+from preftune.engine.policy import Path as Way
 from preftune.engine.reward import RewardModel
 from preftune.engine.score import by_length, logps_of_all
 from preftune.errors import ModelError
@@ -37,6 +38,63 @@ Place = tuple[int, int]
 """Which example, which of its responses."""
 
 
+class RewardScorer:
+    """A reward that is open: it scores as often as it is asked."""
+
+    def __init__(self, model: str, *, template: str | None = None, device: str = "auto", tokens_per_batch: int = 8192) -> None:
+        """Loads a sequence classifier; of an implicit reward the two models are loaded each time that it is asked.
+
+        model: a sequence classifier, or a folder with an implicit reward (`preftune score --reward`).
+
+        Raises ModelError for a model with other than one output.
+        """
+        quiet_transformers()
+        self._template, self._device, self._budget = template, device, tokens_per_batch
+        self._path: Way | None = None  # of a classifier, as it was measured on what was asked first
+        self._implicit = reward = read_implicit(model)
+        if reward is not None:
+            self.folder = Path(model.removesuffix(f"/{FILE}"))
+            lengths = (context_length(resolve(f)) for f in (reward.policy, reward.reference))
+            self.limit = min((n for n in lengths if n), default=None)
+        else:
+            self.folder = resolve(model)
+            self._network = load_reward_model(self.folder).to(pick_device(device)).eval()
+            self._tokenizer, self.limit = load_tokenizer(self.folder), context_length(self.folder)
+
+    def __call__(
+        self, examples: Sequence[Example], *, on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Scored]:
+        """The score of every response, in the order of the examples; None where a text is longer than the model's context.
+
+        Raises ModelError for scores that are not finite.
+        """
+        return _collected(examples, self._found(examples), self.folder, self.limit, on_progress)
+
+    def _found(self, examples: Sequence[Example]) -> Iterator[tuple[Place, float]]:
+        if self._implicit is not None:
+            return _implicit(self._implicit, examples, self.limit, self._template, self._device, self._budget)
+        without = self._template is None and self._tokenizer.chat_template is None
+        if without and any(not isinstance(e.prompt, str) for e in examples):
+            return _by_texts(self._network, self._tokenizer, examples, self.limit)
+        return self._by_trees(_trees(self.folder, examples, self._template))
+
+    def _by_trees(self, trees: Sequence[Tree]) -> Iterator[tuple[Place, float]]:
+        """Scores of the packed forest, longest trees first; branches beyond the context are left out."""
+        kept = _fitting(trees, self.limit)
+        if not kept:
+            return
+        if self._path is None:
+            self._path = RewardModel.choose(self._network, [tree for _, _, tree in kept]).path
+        model = RewardModel(self._network, self._path)
+        model.eval()
+        for group in by_length(range(len(kept)), [tree.n_tokens for _, _, tree in kept], self._budget):
+            with torch.inference_mode():
+                values = iter(model(model.pack([kept[at][2] for at in group])).float().cpu().tolist())
+            for at in group:
+                n, fits, _ = kept[at]
+                yield from (((n, k), next(values)) for k in fits)
+
+
 def score_by_reward(
     examples: Sequence[Example],
     model: str,
@@ -46,25 +104,9 @@ def score_by_reward(
     tokens_per_batch: int = 8192,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Scored]:
-    """The model's output for every response, in the order of the examples; None where a text is longer than its context.
-
-    model: a sequence classifier, or a folder with an implicit reward (`preftune score --reward`).
-
-    Raises ModelError for a model with other than one output, or whose outputs are not finite.
-    """
-    quiet_transformers()
-    if (reward := read_implicit(model)) is not None:
-        limit = min((n for f in (reward.policy, reward.reference) if (n := context_length(resolve(f)))), default=None)
-        found = _implicit(reward, examples, limit, template, device, tokens_per_batch)
-        return _collected(examples, found, Path(model.removesuffix(f"/{FILE}")), limit, on_progress)
-    folder = resolve(model)
-    network = load_reward_model(folder).to(pick_device(device)).eval()
-    tokenizer, limit = load_tokenizer(folder), context_length(folder)
-    if template is None and tokenizer.chat_template is None and any(not isinstance(e.prompt, str) for e in examples):
-        found = _by_texts(network, tokenizer, examples, limit)
-    else:
-        found = _by_trees(network, _trees(folder, examples, template), limit, tokens_per_batch)
-    return _collected(examples, found, folder, limit, on_progress)
+    """What a `RewardScorer` of this model says of the examples."""
+    opened = RewardScorer(model, template=template, device=device, tokens_per_batch=tokens_per_batch)
+    return opened(examples, on_progress=on_progress)
 
 
 def _collected(
@@ -118,21 +160,6 @@ def _trees(folder: Path, examples: Sequence[Example], template: str | None) -> l
             raise ModelError(f"{folder}: its template refuses example {example.id!r}: {renderer.report.dropped[-1][1]}")
         trees.append(tree)
     return trees
-
-
-def _by_trees(network: Any, trees: Sequence[Tree], limit: int | None, budget: int) -> Iterator[tuple[Place, float]]:
-    """Scores of the packed forest, longest trees first; branches beyond the context are left out."""
-    kept = _fitting(trees, limit)
-    if not kept:
-        return
-    model = RewardModel.choose(network, [tree for _, _, tree in kept])
-    model.eval()
-    for group in by_length(range(len(kept)), [tree.n_tokens for _, _, tree in kept], budget):
-        with torch.inference_mode():
-            values = iter(model(model.pack([kept[at][2] for at in group])).float().cpu().tolist())
-        for at in group:
-            n, fits, _ = kept[at]
-            yield from (((n, k), next(values)) for k in fits)
 
 
 def _fitting(trees: Sequence[Tree], limit: int | None) -> list[tuple[int, list[int], Tree]]:

@@ -34,8 +34,10 @@ REFERENCE = (
     records.Prefixes,
     records.SequentialKL,
     records.Mismatched,
+    records.Rollout,
+    records.Replies,
 )
-"""Records that are made of log-probs of the frozen reference, which the data's own responses have once and for all."""
+"""Records that are made of log-probs of the frozen reference, or of rewards less a KL to it."""
 
 ROLLOUTS = (records.Rollout, records.Replies)
 """Records of what the policy writes while it trains."""

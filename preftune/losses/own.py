@@ -21,7 +21,16 @@ from preftune.errors import ConfigError, TrainingError
 from preftune.losses import records
 from preftune.userfile import user_function
 
-_UNITS = (records.Tokens, records.Pairs, records.RefPairs, records.Labels, records.Ranked, records.Scores)
+_UNITS = (
+    records.Tokens,
+    records.Pairs,
+    records.RefPairs,
+    records.Labels,
+    records.Ranked,
+    records.Scores,
+    records.Rollout,
+    records.Replies,
+)
 _BESIDE = (
     records.Confidence,
     records.Margin,
@@ -56,8 +65,9 @@ def load(name: str) -> Callable[..., Any]:
 
 def _wrong_outcome(outcome: Any, units: Any) -> str:
     """What is wrong with what an objective returned for these units; "" for nothing."""
-    losses = outcome.loss if isinstance(outcome, records.PairLoss | records.ResponseLoss) else outcome
-    n_units = len(units.list_size if isinstance(units, records.Ranked) else units[0])
+    losses = outcome if isinstance(outcome, Tensor) else getattr(outcome, "loss", outcome)
+    sized = {records.Ranked: "list_size", records.Replies: "advantage"}  # of the others the first field says it
+    n_units = len(getattr(units, sized.get(type(units), units._fields[0])))
     if isinstance(losses, Tensor) and losses.shape == (n_units,):
         return ""
     got = f"a tensor of shape {list(losses.shape)}" if isinstance(losses, Tensor) else f"{type(losses).__name__}"
@@ -105,6 +115,7 @@ def _wrong_parameters(function: Callable[..., Any], hints: dict[str, Any]) -> st
 
 def _wrong_return(returned: Any) -> str:
     tensors = returned is Tensor or getattr(returned, "array_type", None) is Tensor
-    if tensors or returned in (records.PairLoss, records.ResponseLoss):
+    if tensors or returned in (records.PairLoss, records.ResponseLoss, records.ClippedLoss):
         return ""
-    return "expected a return annotation: PairLoss or ResponseLoss of preftune.losses.records, or Tensor (one loss per unit)"
+    kinds = "PairLoss or ResponseLoss (of rollouts ClippedLoss) of preftune.losses.records"
+    return f"expected a return annotation: {kinds}, or Tensor (one loss per unit)"

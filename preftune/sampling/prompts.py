@@ -36,12 +36,16 @@ class Prompts(NamedTuple):
     notes: list[str]
 
 
-def read_prompts(source: str, *, fields: Mapping[str, str] | None = None) -> Prompts:
+def read_prompts(
+    source: str, *, fields: Mapping[str, str] | None = None, format: str = "auto", quarantine: Path | None = None
+) -> Prompts:
     """The prompts of a file. Raises DataError that lists every row that cannot be used.
 
     In a .txt file every line that is not blank is a message of the user. A row with the column `prompt`, or with `messages`
     that end with the user's, needs no response; of a file in any data format the prompts are taken. A prompt that stands there
     twice is asked once.
+
+    quarantine: of a data format, the file that bad rows are moved to.
     """
     path = Path(source).expanduser()
     notes: list[str] = []
@@ -49,10 +53,11 @@ def read_prompts(source: str, *, fields: Mapping[str, str] | None = None) -> Pro
         found = _lines(path)
     else:
         rows = [raw for one in open_sources(source) for raw in one.rows()]
-        if rows and isinstance(rows[0].value, Mapping) and _bare(rows[0].value, fields or {}):
+        bare = rows and isinstance(rows[0].value, Mapping) and _bare(rows[0].value, fields or {})
+        if bare and format == "auto":
             found = _bare_rows(rows, fields or {})
         else:
-            read = read_examples(source, fields=fields)
+            read = read_examples(source, format=format, fields=fields, quarantine=quarantine)
             found, notes = [Asked(e.id, e.prompt, e.reference) for e in read.examples], read.notes
     if not found:
         raise DataError(f"{source}: no prompts in it")

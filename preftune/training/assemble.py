@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,17 +21,32 @@ from preftune.losses.objective import Records
 from preftune.training.dist import Ranks
 
 
+class Known(NamedTuple):
+    """What is known of the policy's own replies before a step, token by token: what it said then, and what came of it."""
+
+    old_logp: Float[Tensor, "S"]
+    advantage: Float[Tensor, "S"]  # of a reply as a whole: the same at each of its tokens
+    value: Float[Tensor, "S"]  # 0 without a critic
+    returns: Float[Tensor, "S"]
+
+
 class Scored:
     """A batch with its log-probs, and what follows from them for each response."""
 
     def __init__(
-        self, batch: Batch, logps: Float[Tensor, "S"], ref_logps: Float[Tensor, "S"] | None, beside: Records | None = None
+        self,
+        batch: Batch,
+        logps: Float[Tensor, "S"],
+        ref_logps: Float[Tensor, "S"] | None,
+        beside: Records | None = None,
+        known: Known | None = None,
     ) -> None:
         """`ref_logps` are those of the reference, None where nothing asks for them.
 
-        From a reward model `logps` are its scores, one for each response.
+        From a reward model `logps` are its scores, one for each response; from a critic its values, one for each token.
 
         beside: per scored token what a record of the whole distributions is made of, by that record.
+        known:  of the policy's own replies.
         """
         assert batch.units is not None, "a part of a batch has no units"
         self.batch = batch
@@ -39,6 +54,7 @@ class Scored:
         self.logps = logps
         self._ref_logps = ref_logps
         self._beside = beside or {}
+        self._known = known
 
     @property
     def has_reference(self) -> bool:
@@ -50,6 +66,12 @@ class Scored:
         """Log-probs of the frozen reference in the dtype of the policy's."""
         assert self._ref_logps is not None, "the objective needs a reference"
         return self._ref_logps.to(self.logps.dtype)
+
+    @property
+    def known(self) -> Known:
+        """What is known of these replies, which the policy wrote."""
+        assert self._known is not None, "the objective needs the policy's own replies"
+        return self._known
 
     @cached_property
     def logp_sum(self) -> Float[Tensor, "R"]:
@@ -140,6 +162,20 @@ def _on_policy(scored: Scored) -> records.OnPolicy:
     return records.OnPolicy(*scored.of_pairs(sums / scored.n_tokens.clamp(min=1)))
 
 
+def _rollout(scored: Scored) -> records.Rollout:
+    return records.Rollout(scored.logps, scored.known.old_logp, scored.known.advantage)
+
+
+def _replies(scored: Scored) -> records.Replies:
+    n_tokens, known = scored.batch.n_scored, scored.known
+    first = n_tokens.cumsum(0) - n_tokens
+    return records.Replies(scored.logps, known.old_logp, scored.ref_logps, n_tokens, known.advantage[first])
+
+
+def _values(scored: Scored) -> records.Values:
+    return records.Values(scored.logps, scored.known.value, scored.known.returns)
+
+
 BUILD: Mapping[type, Callable[[Scored], Any]] = {
     records.Tokens: _tokens,
     records.Pairs: _pairs,
@@ -153,6 +189,9 @@ BUILD: Mapping[type, Callable[[Scored], Any]] = {
     records.Prefixes: _prefixes,
     records.SequentialKL: _sequential_kl,
     records.OnPolicy: _on_policy,
+    records.Rollout: _rollout,
+    records.Replies: _replies,
+    records.Values: _values,
 }
 """How each record is built."""
 

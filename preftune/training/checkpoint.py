@@ -4,6 +4,7 @@
         weights.safetensors      the trainable weights, by name
         optimizer.safetensors    "exp_avg.NAME", "exp_avg_sq.NAME"
         reference.safetensors    a reference that moves, and average.safetensors a moving average, where there are such
+        critic-….safetensors     weights and moments of a critic, and replies.safetensors those that are still learnt from
         state.json               step, early stopping, what the run must find again
         manifest.json            size and sha256 of each file
 
@@ -40,7 +41,7 @@ class Checkpoint:
         return int(self.state["step"])
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Another state of the trainable weights that was saved with it."""
+        """Further tensors that were saved with it."""
         from safetensors.torch import load_file
 
         return load_file(self.folder / f"{name}.safetensors")
@@ -58,11 +59,11 @@ def save(
     state: dict[str, Any],
     *,
     keep: int,
-    shadows: Mapping[str, Mapping[str, Tensor]] | None = None,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Path:
     """Writes checkpoint step-N of `state["step"]` into `folder` and removes all but the newest `keep`. Raises StorageError.
 
-    shadows: other states of the trainable weights, by the name of their file.
+    beside: further tensors by the name of their file: other states of the weights, a critic, replies that are in hand.
     """
     final = folder / f"step-{state['step']:06d}"
     with storage(final, "write this checkpoint"):
@@ -71,8 +72,8 @@ def save(
         temporary = folder / f".{final.name}.tmp"
         temporary.mkdir(parents=True)
         write_weights(temporary / "weights.safetensors", trainable(policy))
-        write_weights(temporary / "optimizer.safetensors", _moments(policy, optimizer))
-        for name, weights in (shadows or {}).items():
+        write_weights(temporary / "optimizer.safetensors", moments_of(policy, optimizer))
+        for name, weights in (beside or {}).items():
             write_weights(temporary / f"{name}.safetensors", weights)
         write_atomic(temporary / "state.json", json.dumps(state))
         manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(temporary.iterdir())}
@@ -115,12 +116,12 @@ def _in_order(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), key=lambda p: (len(p.name), p.name))  # step-1000000 comes after step-999999
 
 
-def restore(checkpoint: Checkpoint, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts weights and optimizer moments back as they were."""
+def restore(checkpoint: Checkpoint, policy: nn.Module, optimizer: torch.optim.Optimizer, *, prefix: str = "") -> None:
+    """Puts weights and optimizer moments back as they were. prefix: of the files' names, of a model beside the policy."""
     from safetensors.torch import load_file
 
-    load_weights(checkpoint.folder / "weights.safetensors", policy)
-    moments = load_file(checkpoint.folder / "optimizer.safetensors")
+    load_weights(checkpoint.folder / f"{prefix}weights.safetensors", policy)
+    moments = load_file(checkpoint.folder / f"{prefix}optimizer.safetensors")
     fused = optimizer.defaults.get("fused", False)  # it counts steps on the device
     for name, parameter in trainable(policy).items():
         if f"exp_avg.{name}" not in moments:
@@ -151,7 +152,8 @@ def load_weights(file: Path, policy: nn.Module) -> None:
             parameter.copy_(stored[name])
 
 
-def _moments(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def moments_of(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's moments of the trainable weights, as a checkpoint names them."""
     found = {}
     for name, parameter in trainable(policy).items():
         for key, value in optimizer.state.get(parameter, {}).items():

@@ -162,6 +162,8 @@ def _plannable(config: Config) -> Goal:
     """The objectives. Raises ConfigError for what a rehearsal does not have yet."""
     goal = goal_of(config)
     require_reference_used(config, goal)
+    if config.needs_rollouts:
+        raise ConfigError(f"loss.name={config.loss_name}: a run on the policy's own replies cannot be planned yet")
     if is_live(config, goal) or learns_scores(goal) or config.average.kind:
         what = "a reference held beside the policy, a reward model and an average of weights"
         raise ConfigError(f"{what} cannot be planned yet (loss {config.loss_name}); plan the same settings without it")

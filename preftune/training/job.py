@@ -35,7 +35,7 @@ from preftune.files import storage, write_atomic
 from preftune.generate import Sampling, sample
 from preftune.losses.objective import goal_of
 from preftune.model.compile import eager
-from preftune.model.device import pick_device, use_deterministic
+from preftune.model.device import Precision, pick_device, use_deterministic
 from preftune.model.export import save_model
 from preftune.model.load import open_renderer, quiet_transformers
 from preftune.run import Run
@@ -60,6 +60,8 @@ from preftune.training.prepare import (
     require_reference_used,
     score_reference,
 )
+from preftune.training.prompts import AskedData, read_asked
+from preftune.training.rlhf import open_rollouts, require_rollouts
 from preftune.training.shadow import Averaged, Shadow
 from preftune.training.step import Goal
 
@@ -172,9 +174,10 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
         Run.create(run.path)  # fails here, before any work, where it cannot be written
     goal = goal_of(config)
     require_reference_used(config, goal)
+    require_rollouts(config, goal, ranks)
     assert config.model is not None
     renderer = open_renderer(config.model, template=config.template, max_length=config.batch.max_length, usual=1024)
-    data = read_data(config, renderer, goal)
+    data = (read_asked if config.needs_rollouts else read_data)(config, renderer, goal)
     if going_on:
         check_same_data(run, data)
     yield from data.notes
@@ -185,7 +188,7 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
     if ranks.main and not going_on:
         _write_start(run, config, data, policy, ranks, device)
     reference, start = None, name_of(config.model, precision, ranks, cache_of(config))
-    if any(o.needs_reference for o in goal) and not config.sync.every:  # a reference that moves is no use to store
+    if any(o.needs_reference for o in goal) and _is_stored(config):
         for event in score_reference(config, policy, precision, trees, ranks, renderer.tokenizer, start=start):
             if isinstance(event, Reference):
                 reference = event
@@ -200,16 +203,33 @@ def _job(config: Config, run: Run, ranks: Ranks, device: torch.device, going_on:
         train=data.train,
         held_out=data.held_out,
         reference=reference.store if reference else None,
-        starts_as_reference=reference.is_start if reference else bool(config.sync.every),
+        starts_as_reference=reference.is_start if reference else bool(config.sync.every) and not config.needs_rollouts,
         live=Shadow(policy) if is_live(config, goal) else None,
         average=Averaged(policy, config.average) if config.average.kind else None,
         ranks=ranks,
         state={"model": start, "reference": reference.store.folder.name if reference else None},
     )
+    yield from _rolling_out(work, data, renderer, precision)
     if going_on:
         yield from _go_on(work)
     yield from _trained(work, renderer, data)
     yield from _finish(work, renderer, data)
+
+
+def _is_stored(config: Config) -> bool:
+    """Whether log-probs of the reference are kept for all runs: of one that moves, or of new replies, they are of no use."""
+    return not config.sync.every and not config.needs_rollouts
+
+
+def _rolling_out(work: Work, data: Data, renderer: Renderer, precision: Precision) -> Iterator[JobEvent]:
+    """Opens what a run on the policy's own replies has besides; for any other, nothing."""
+    if not isinstance(data, AskedData):
+        return
+    for event in open_rollouts(work.config, work.run, work.policy, work.live, work.goal, data, renderer, precision):
+        if isinstance(event, Said):
+            yield event
+        else:
+            work.rollouts = event
 
 
 def _held_beside(config: Config, goal: Goal) -> Iterator[Said]:
@@ -217,6 +237,8 @@ def _held_beside(config: Config, goal: Goal) -> Iterator[Said]:
     if config.sync.every:
         share = f"{config.sync.mix:g} of the way"
         yield Said("reference", f"held beside the policy: every {config.sync.every} steps it moves towards it, {share}")
+    elif config.needs_rollouts:
+        yield Said("reference", "the policy as it starts, held beside it")
     elif is_live(config, goal):
         yield Said("reference", f"held beside the policy: {config.loss_name} asks for its whole distributions")
 
@@ -241,7 +263,7 @@ def _go_on(work: Work) -> Iterator[JobEvent]:
 def _trained(work: Work, renderer: Renderer, data: Data) -> Iterator[JobEvent]:
     """The loop, from the start or a checkpoint; a run that was stopped after its last step only gets its weights back."""
     run, found = work.run, work.resume_from
-    yield Started(run, found.step if found else 0, work.plan.n_steps)
+    yield Started(run, found.step if found else 0, work.n_steps)
     if found and found.state["finished"]:
         checkpoint.load_weights(found.folder / "weights.safetensors", work.policy)
         restore_shadows(work, found)

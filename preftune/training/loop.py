@@ -41,6 +41,8 @@ from preftune.training.material import Material
 from preftune.training.metrics import BETTER, Sums, means
 from preftune.training.optim import WeightWatch, clip, learning_rate, make_optimizer
 from preftune.training.plan import Plan, cut
+from preftune.training.prepare import Progress
+from preftune.training.rollouts import Rollouts, Taken
 from preftune.training.shadow import Averaged, Shadow
 from preftune.training.step import Goal, Micro, backward, evaluate
 
@@ -72,7 +74,7 @@ class Saved(NamedTuple):
     step: int
 
 
-Event = Step | Evaluated | Saved
+Event = Progress | Step | Evaluated | Saved
 
 
 @dataclass
@@ -107,6 +109,7 @@ class Work:
     starts_as_reference: bool  # the policy is the reference before the first update
     live: Shadow | None = None  # a reference that moves, or of which more than log-probs is asked
     average: Averaged | None = None  # what is evaluated and saved in the place of the policy
+    rollouts: Rollouts | None = None  # where the policy learns from what it writes itself
     ranks: Ranks = Ranks()
     resume_from: checkpoint.Checkpoint | None = None
     state: dict[str, Any] = field(default_factory=dict)  # what the checkpoint carries besides the weights
@@ -123,6 +126,11 @@ class Work:
             len(self.train.trees), pairs_per_step=c.batch.pairs_per_step, epochs=c.epochs, steps=c.steps, seed=c.seed
         )
 
+    @property
+    def n_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.plan.n_steps if self.rollouts is None else self.rollouts.schedule.n_steps
+
 
 def training(work: Work) -> Iterator[Event]:
     """Trains from where `work.resume_from` stands to the end of the plan.
@@ -130,46 +138,46 @@ def training(work: Work) -> Iterator[Event]:
     Raises Interrupted after saving on SIGTERM or Ctrl-C, TrainingError when the loss is not finite or step 0 is not what it
     must be.
     """
-    config, policy, plan = work.config, work.policy, work.plan
+    config, policy, n_steps = work.config, work.policy, work.n_steps
     outer = _distributed(policy, work.ranks)
     optimizer = make_optimizer(policy, config.optim)
     watch = WeightWatch(policy)
-    stopping, done = Stopping(), 0
-    if work.resume_from is not None:
-        checkpoint.restore(work.resume_from, policy, optimizer)
-        restore_shadows(work, work.resume_from)
-        stopping, done = Stopping(**work.resume_from.state["stopping"]), work.resume_from.step
-    every = eval_every(config, plan.n_steps) if work.held_out else 0
-    lengths = np.array([policy.tokens_read(t) for t in work.train.trees], np.int64)
+    stopping, done = _restored(work, optimizer)
+    every = eval_every(config, n_steps) if work.held_out else 0
+    lengths = np.array([policy.tokens_read(t) for t in work.train.trees if t.branches], np.int64)
     feed = Feed(lambda index: _step_micros(work, index, lengths))
     policy.train()
 
     def save(step: int, *, finished: bool = False) -> Saved:
         if work.ranks.main:
             state = {**work.state, "step": step, "finished": finished, "stopping": vars(stopping)}
-            checkpoint.save(work.run.checkpoints, policy, optimizer, state, keep=config.checkpoint.keep, shadows=_shadows(work))
+            if work.rollouts is not None:
+                state["rollouts"] = work.rollouts.state()
+            beside = _shadows(work, step)
+            checkpoint.save(work.run.checkpoints, policy, optimizer, state, keep=config.checkpoint.keep, beside=beside)
         work.ranks.barrier()
         return Saved(step)
 
     stopped_early = False
     with stop_signals() as stop:
-        while done < plan.n_steps:
+        while done < n_steps:
             if every and done % every == 0:
                 evaluated = _evaluated(work, stopping, done)
                 yield evaluated
                 stopped_early = bool(config.eval.patience) and stopping.without_gain >= (config.eval.patience or 0)
                 if stopped_early:
                     break
+            yield from () if work.rollouts is None else work.rollouts.begin(done)
             yield _step(work, outer, optimizer, watch, done, lengths, feed)
             done += 1
             _follow(work, done)
             if work.ranks.any(stop.is_set(), _device(policy)):
                 save(done)
                 raise Interrupted(
-                    f"stopped after {done} of {plan.n_steps} steps; all is saved. Go on with: "
+                    f"stopped after {done} of {n_steps} steps; all is saved. Go on with: "
                     f"preftune train --resume out={shlex.quote(str(work.run.path))}"
                 )
-            if config.checkpoint.every and done % config.checkpoint.every == 0 and done < plan.n_steps:
+            if config.checkpoint.every and done % config.checkpoint.every == 0 and done < n_steps:
                 yield save(done)
         if every and not stopped_early:
             yield _evaluated(work, stopping, done)
@@ -182,36 +190,46 @@ def _step(
 ) -> Step:
     """One update. The metrics and the gradient's norm reach the host in one transfer, before the weights change."""
     started = time.perf_counter()
-    config, plan = work.config, work.plan
-    examples = plan.examples(index)
-    n_units = work.train.n_units[examples].sum(0).tolist()
+    config, taken = work.config, _taken(work, index, lengths)
     optimizer.zero_grad(set_to_none=False)
     with random_of(config.seed, index, work.ranks.rank, _device(work.policy)):
-        sums = backward(outer, feed.step(index), work.goal, n_units=n_units, ranks=work.ranks)
+        sums = backward(outer, feed.step(index), work.goal, n_units=taken.n_units, ranks=work.ranks)
     norm = clip(work.policy, config.optim.clip)
-    if index + 1 < plan.n_steps and work.live is None:
+    if index + 1 < work.n_steps and work.live is None:
         feed.prepare(index + 1)  # before the device is waited for
     metrics, (grad_norm, moved, way) = to_host(work.goal, sums, work.ranks, norm, *watch.moved())
-    _check_finite(work, index, examples, metrics | {"grad_norm": grad_norm})
+    _check_finite(work, index, taken.ids, metrics | {"grad_norm": grad_norm})
     if index == 0 and work.starts_as_reference:
         start = evaluate(work.policy, _step_micros(work, 0, lengths), work.goal, ranks=work.ranks, as_reference=True)
         check_step_zero(metrics, to_host(work.goal, start, work.ranks)[0]["loss"], precise=is_precise(work.policy))
-    lr = learning_rate(config.optim, index, plan.n_steps)
+    if work.rollouts is not None:
+        metrics |= work.rollouts.before_update(index, metrics)
+    lr = learning_rate(config.optim, index, work.n_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    n_tokens, seconds = int(lengths[examples].sum()), time.perf_counter() - started
+    seconds = time.perf_counter() - started
     metrics |= {
         "grad_norm": grad_norm,
         "learning_rate": lr,
-        "tokens": n_tokens,
+        "tokens": taken.n_tokens,
         "seconds": seconds,
-        "tokens_per_second": n_tokens / seconds,
+        "tokens_per_second": taken.n_tokens / seconds,
         "weights_moved": moved,
         "weights_change": way,
-        "epoch": (index + 1) / plan.steps_per_epoch,
+        "epoch": taken.epochs,
     }
-    return Step(index, metrics["loss"], lr, grad_norm, n_tokens, seconds, metrics)
+    return Step(index, metrics["loss"], lr, grad_norm, taken.n_tokens, seconds, metrics)
+
+
+def _taken(work: Work, index: int, lengths: NDArray[np.int64]) -> Taken:
+    """The examples of a step, or the replies."""
+    if work.rollouts is not None:
+        return work.rollouts.taken(index)
+    examples, data = work.plan.examples(index), work.train
+    n_units = data.n_units[examples].sum(0).tolist()
+    epochs = (index + 1) / work.plan.steps_per_epoch
+    return Taken([data.trees[i].id for i in examples], n_units, int(lengths[examples].sum()), epochs)
 
 
 @contextmanager
@@ -231,9 +249,22 @@ def _follow(work: Work, done: int) -> None:
         work.average.update(work.policy, done)
 
 
-def _shadows(work: Work) -> dict[str, dict[str, Tensor]]:
+def _shadows(work: Work, step: int) -> dict[str, dict[str, Tensor]]:
     moved = {"reference": work.live.weights} if work.live is not None and work.config.sync.every else {}
-    return moved | ({"average": work.average.mean.weights} if work.average is not None else {})
+    own = work.rollouts.tensors(step) if work.rollouts is not None else {}
+    return moved | own | ({"average": work.average.mean.weights} if work.average is not None else {})
+
+
+def _restored(work: Work, optimizer: torch.optim.Optimizer) -> tuple[Stopping, int]:
+    """Puts all back as it was in the checkpoint that the run goes on from, if there is one."""
+    found = work.resume_from
+    if found is None:
+        return Stopping(), 0
+    checkpoint.restore(found, work.policy, optimizer)
+    restore_shadows(work, found)
+    if work.rollouts is not None:
+        work.rollouts.restore(found)
+    return Stopping(**found.state["stopping"]), found.step
 
 
 def restore_shadows(work: Work, saved: checkpoint.Checkpoint) -> None:
@@ -246,6 +277,8 @@ def restore_shadows(work: Work, saved: checkpoint.Checkpoint) -> None:
 
 def _step_micros(work: Work, index: int, lengths: NDArray[np.int64]) -> Iterator[Micro]:
     """This rank's micro-batches of a step."""
+    if work.rollouts is not None:
+        return work.rollouts.micros(index)
     examples = work.plan.examples(index)
     cuts = cut(examples, lengths, budget=work.config.batch.tokens_per_microbatch, world=work.ranks.world)
     return _micros(work, work.train, cuts[work.ranks.rank], otherwise=int(examples[0]))
@@ -281,9 +314,11 @@ def _packed(work: Work, trees: Sequence[Tree]) -> tuple[Batch, Tensor | None]:
         return batch, work.policy(batch)
 
 
-def held_out_metrics(work: Work) -> dict[str, float]:
+def held_out_metrics(work: Work, step: int) -> dict[str, float]:
     """Metrics on the held-out examples with the policy as it is: each example once, whatever the batch or rank count."""
     assert work.held_out is not None
+    if work.rollouts is not None:
+        return work.rollouts.held_out_metrics(step)
     n = len(work.held_out.trees)
     mine = range(work.ranks.rank, n, work.ranks.world)
     lengths = [work.policy.tokens_read(t) for t in work.held_out.trees]
@@ -295,7 +330,7 @@ def held_out_metrics(work: Work) -> dict[str, float]:
 
 def _evaluated(work: Work, stopping: Stopping, step: int) -> Evaluated:
     with work.result():
-        metrics = held_out_metrics(work)
+        metrics = held_out_metrics(work, step)
     metric = work.config.eval.metric
     if bad := not_finite(metrics):
         raise TrainingError(f"held-out examples after {step} steps: {bad}. {_remedy(work)}")
@@ -325,12 +360,11 @@ def to_host(goal: Goal, sums: Sums, ranks: Ranks, *scalars: Tensor) -> tuple[dic
     return means(goal, {n: (flat[2 * i], flat[2 * i + 1]) for i, n in enumerate(names)}), flat[2 * len(names) :]
 
 
-def _check_finite(work: Work, index: int, examples: Any, metrics: dict[str, float]) -> None:
+def _check_finite(work: Work, index: int, ids: list[str], metrics: dict[str, float]) -> None:
     if bad := not_finite(metrics):
-        ids = [work.train.trees[i].id for i in examples[:5]]
         raise TrainingError(
-            f"step {index}: {bad}; the weights were not touched by it. Its examples: {', '.join(ids)}"
-            f"{' …' if len(examples) > 5 else ''}. {_remedy(work)}, or look at these rows"
+            f"step {index}: {bad}; the weights were not touched by it. Its examples: {', '.join(ids[:5])}"
+            f"{' …' if len(ids) > 5 else ''}. {_remedy(work)}, or look at these rows"
         )
 
 

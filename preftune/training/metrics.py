@@ -28,6 +28,9 @@ _RATIOS = ("log_ratios/chosen", "log_ratios/rejected")
 BETTER = {
     "loss": -1,
     "kl": -1,
+    "objective/kl": -1,
+    "objective/scores": 1,
+    "objective/rlhf_reward": 1,
     "rewards/accuracies": 1,
     "rewards/margins": 1,
     "rewards/chosen": 1,
@@ -50,6 +53,7 @@ def metric_names(goal: Sequence[Objective]) -> list[str]:
     """Names of all that is measured for these objectives."""
     rewards = next((o for o in goal if o.returns in (PairLoss, ResponseLoss)), None)
     names = ["loss", *loss_names(goal)]
+    names += [n for n in BETTER if n.startswith("objective/") and any(o.needs_rollouts for o in goal)]
     names += ["kl"] * any(o.needs_reference for o in goal)
     if rewards is not None:
         names += [n for n in _REWARDS if rewards.record is not Labels or n != "rewards/accuracies"]

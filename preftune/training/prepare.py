@@ -77,7 +77,8 @@ class Data:
     def digest(self) -> str:
         """Names the exact tokens of all examples and their order: a resumed run must find the same."""
         trees = [*self.train.trees, *(self.held_out.trees if self.held_out else [])]
-        return hashlib.blake2b(b"".join(keys_of(trees)), digest_size=16).hexdigest()
+        prompts = [t.prompt.tobytes() for t in trees if not t.branches]  # a key is of a prompt with a response
+        return hashlib.blake2b(b"".join([*keys_of(trees), *prompts]), digest_size=16).hexdigest()
 
 
 def require(config: Config) -> None:
@@ -104,13 +105,14 @@ def require_reference_used(config: Config, goal: Goal) -> None:
     if given and not any(o.needs_reference for o in goal):
         raise ConfigError(f"{given}: the objective {config.loss_name} has no reference; leave it out")
     if config.reference is not None and is_live(config, goal):
-        why = "sync.every moves it" if config.sync.every else f"{config.loss_name} needs more of it than log-probs"
+        more = "scores replies that are new" if config.needs_rollouts else "needs more of it than log-probs"
+        why = "sync.every moves it" if config.sync.every else f"{config.loss_name} {more}"
         raise ConfigError(f"reference: it has to be the model as it starts, since {why}; leave it out")
 
 
 def is_live(config: Config, goal: Goal) -> bool:
-    """Whether the reference is held beside the policy: it moves, or more than its log-probs is asked for."""
-    return bool(config.sync.every) or any(SequentialKL in o.units | o.given for o in goal)
+    """Whether the reference is held beside the policy: it moves, or more is asked of it than the log-probs of the data."""
+    return bool(config.sync.every) or any(SequentialKL in o.units | o.given or o.needs_rollouts for o in goal)
 
 
 def _same_folder(a: str, b: str) -> bool:
@@ -167,7 +169,7 @@ def read_data(config: Config, renderer: Renderer, goal: Goal) -> Data:
     prompts = {t.id: t.prompt for t in (held_out_material or train_material).trees}
     samples = [(e, prompts[e.id]) for e in held_out or train if e.id in prompts][: config.samples.n]
     data = Data(train_material, held_out_material, samples, notes)
-    _check_evaluation(config, goal, data)
+    check_evaluation(config, goal, data)
     data.counts = _counts(datasets, data, renderer, unused) | {"digest": data.digest()}
     return data
 
@@ -194,7 +196,7 @@ def _held_out(config: Config, held_out: Sequence[Example], renderer: Renderer, k
         ) from None
 
 
-def _check_evaluation(config: Config, goal: Goal, data: Data) -> None:
+def check_evaluation(config: Config, goal: Goal, data: Data) -> None:
     """Raises ConfigError for a metric that the objective does not have, or for a choice that nothing could be measured for."""
     known = metric_names(goal)
     if config.eval.metric not in known:

@@ -25,7 +25,7 @@ from preftune.engine.distribution import Predictions, kl, log_collision
 from preftune.engine.inplace import gradients_in_place
 from preftune.losses.objective import Objective, Outcome, Records, losses_of
 from preftune.losses.records import Mismatched, OnPolicy, SequentialKL
-from preftune.training.assemble import Scored, Whole, build
+from preftune.training.assemble import Known, Scored, Whole, build
 from preftune.training.dist import ONE, Ranks
 from preftune.training.metrics import Sums, add, measure_batch, measure_losses
 
@@ -43,6 +43,7 @@ class Micro(NamedTuple):
     weight: float = 1.0
     mismatched: tuple[Batch, Float[Tensor, "M"]] | None = None  # its prompts with responses to others, and the reference there
     reference: Predictions | None = None  # the reference's distributions, where an objective asks for them
+    known: Known | None = None  # of replies that the policy wrote
 
 
 def backward(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, n_units: Sequence[int], ranks: Ranks = ONE) -> Sums:
@@ -63,7 +64,7 @@ def backward(policy: nn.Module, micros: Iterable[Micro], goal: Goal, *, n_units:
             # DistributedDataParallel averages over ranks: the factor undoes that
             with gradients_in_place(ranks.world == 1):
                 (loss * (micro.weight * ranks.world)).backward()
-        scored = Scored(micro.batch, scored.logps.detach(), micro.ref_logps)
+        scored = Scored(micro.batch, scored.logps.detach(), micro.ref_logps, known=micro.known)
         add(sums, measure_losses(goal, outcomes) | measure_batch(goal, scored), micro.weight)
     return sums
 
@@ -241,7 +242,7 @@ def _scored(policy: nn.Module, micro: Micro, asked: Collection[type], as_referen
         beside[SequentialKL] = lambda own: kl(frozen or own.detach(), own)
     if not beside:
         logps = policy(micro.batch)
-        return Scored(micro.batch, logps, logps if as_reference else micro.ref_logps)
+        return Scored(micro.batch, logps, logps if as_reference else micro.ref_logps, known=micro.known)
     logps, *others = policy(micro.batch, beside=tuple(beside.values()))
     return Scored(micro.batch, logps, logps if as_reference else micro.ref_logps, dict(zip(beside, others, strict=True)))
 

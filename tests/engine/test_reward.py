@@ -15,7 +15,7 @@ from torch import Tensor
 
 from preftune.data.types import Branch, Tree
 from preftune.engine.policy import Path
-from preftune.engine.reward import RewardModel
+from preftune.engine.reward import RewardModel, ValueModel
 from preftune.errors import ModelError
 from preftune.model.reward import with_scalar_head
 
@@ -103,3 +103,39 @@ def test_the_head_is_drawn_from_the_seed_and_the_body_is_kept() -> None:
 def test_an_architecture_without_such_a_class_is_refused() -> None:
     with pytest.raises(ModelError, match="no sequence classification of mamba"):
         with_scalar_head(tiny.model("mamba"))
+
+
+# The critic
+
+
+def values_by_hand(model: Any, trees: Sequence[Tree]) -> Tensor:
+    """The head at the hidden state from which each scored token is predicted; each reply after its prompt, by itself."""
+    found = []
+    for tree in trees:
+        for branch in tree.branches:
+            row = torch.cat([torch.from_numpy(tree.prompt), torch.from_numpy(branch.ids)]).long()[None]
+            hidden = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0]
+            found.append(model.score(hidden)[len(tree.prompt) - 1 :, 0][torch.from_numpy(np.flatnonzero(branch.scored))])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_values_are_the_heads_before_every_scored_token(name: str) -> None:
+    model = scorer(name)
+    twin = copy.deepcopy(model)
+    with tiny.Float64():
+        critic = ValueModel.choose(model, TREES)
+        values, expected = critic(critic.pack(TREES)), values_by_hand(twin, TREES)
+        weight = torch.linspace(-1, 2, len(values), dtype=values.dtype)
+        (values * weight).sum().backward()
+        (expected * weight).sum().backward()
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-9)
+    assert tiny.relative(tiny.gradients(model), tiny.gradients(twin)) < 1e-6
+
+
+def test_a_model_that_only_reads_whole_rows_itself_is_no_critic(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scorer("llama")
+    alone = RewardModel(model, Path("rows", "model", "the others differ", alone=True))
+    monkeypatch.setattr(RewardModel, "choose", lambda *given, **named: alone)
+    with pytest.raises(ModelError, match="cannot be a critic, only its own forward is exact: the others differ"):
+        ValueModel.choose(model, TREES)
