@@ -23,11 +23,11 @@ DAMAGE = 0.05
 LONGER, MUCH_LONGER = 1.25, 1.5
 """Ratio of the lengths of policy's and reference's answers, surely."""
 
-FORGOTTEN = (0.1, 0.693)
-"""Nats a token by which other text became less likely, surely: perplexity up by a tenth, and doubled."""
+FORGOTTEN = (0.1, 0.3, 0.693)
+"""Nats a token by which other text became less likely, surely: perplexity up by a tenth, by a third, and doubled."""
 
-WORSE_AT = (0.01, 0.1)
-"""Fall of a benchmark's accuracy, surely."""
+WORSE_AT = (0.0, 0.01, 0.1)
+"""Fall of a benchmark's accuracy, surely: a note, a warning, an error."""
 
 REFUSING = (0.05, 0.25)
 """Share of answers that refuse, beyond the reference's, surely."""
@@ -132,7 +132,7 @@ def forgetting(case: Case) -> Finding:
     if worst.severity == "ok":
         return Finding(name, "ok", said, numbers=numbers)
     return Finding(
-        name, worst.severity, f"general ability was lost: {said}",
+        name, worst.severity, said if worst.severity == "note" else f"general ability was lost: {said}",
         "mix SFT in (loss: [dpo, {name: preferred_ft, weight: 0.1}], or general examples), larger loss.beta, LoRA",
         numbers,
     )  # fmt: skip
@@ -172,8 +172,9 @@ def _benchmarks(case: Case) -> Iterator[_Loss]:
             yield _Loss(task, _lost(fall - half, WORSE_AT), fall - half, said, numbers)
 
 
-def _lost(surely: float, thresholds: tuple[float, float]) -> Severity:
-    return "error" if surely >= thresholds[1] else "warning" if surely >= thresholds[0] else "ok"
+def _lost(surely: float, thresholds: tuple[float, float, float]) -> Severity:
+    note, warning, error = thresholds
+    return "error" if surely >= error else "warning" if surely >= warning else "note" if surely >= note else "ok"
 
 
 def conservative(case: Case) -> Finding:
@@ -213,7 +214,7 @@ def no_wins(case: Case) -> Finding:
     numbers = {"win_rate": rate.value, "interval": [rate.low, rate.high], "n": wins.n_total}
     if rate.low > 50:
         return Finding(name, "ok", said, numbers=numbers)
-    if rate.high > 60 and rate.low < 50:
+    if rate.high > 60:
         return Finding(name, "note", f"{said}: too few to tell", "judge more prompts", numbers)
     fell = fall is not None and fall[1].high < fall[0].low
     checks = [check(case) for check in CHECKS]

@@ -261,7 +261,7 @@ def test_length_is_a_bias_only_where_equal_lengths_gain_nothing() -> None:
     assert "length-controlled" in look("length_bias", sound(evaluation=controlled)).said
 
 
-@pytest.mark.parametrize(("change", "severity"), [(0.05, "ok"), (0.12, "warning"), (0.8, "error"), (-0.5, "ok")])
+@pytest.mark.parametrize(("change", "severity"), [(0.05, "ok"), (0.12, "note"), (0.4, "warning"), (0.8, "error"), (-0.5, "ok")])
 def test_forgetting_is_a_loss_of_other_text(change: float, severity: str) -> None:
     assert look("forgetting", sound(evaluation=evaluation(change=change))).severity == severity
 
@@ -292,6 +292,7 @@ def test_no_wins_gives_four_checks_in_their_order() -> None:
     assert at == sorted(at)
     assert look("no_wins", sound(evaluation=evaluation(win=(50.0, 43.0, 57.0)))).severity == "warning"
     assert look("no_wins", sound(evaluation=evaluation(win=(55.0, 40.0, 70.0)))).severity == "note", "too few to tell"
+    assert look("no_wins", sound(evaluation=evaluation(win=(69.0, 50.0, 88.0)))).severity == "note", "too few to tell"
     assert look("no_wins", sound()).severity == "ok"
     hardly = look("no_wins", sound(evaluation=evaluation(kl=0.001, win=(50.0, 43.0, 57.0))))
     assert "hardly moved" in hardly.said, "the first check that fails is named"
