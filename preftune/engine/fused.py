@@ -7,6 +7,7 @@ an MLP a token and layer become two, and the normalised states nothing.
     RMSNorm          keeps its input and one number a row
     act(g) · u       keeps g and u
     embedding        adds its gradient to the weight's where that is allowed (`inplace`)
+    adapters         are part of their layer (`lora_linear`)
 
 A module is served by what it computes, not by its name: it is run once on random numbers, and one that gives anything else is
 left alone. So is whatever is not on a CPU.
