@@ -1,7 +1,7 @@
 """RLHF on the demo's world, where the true reward is known: what PPO, RLOO and GRPO gain with it, and with a learned one.
 
     python benchmarks/rlhf.py --out runs/rlhf --seed 0                       # PPO with the true reward
-    python benchmarks/rlhf.py --out runs/rlhf --seed 0 --reward learned      # with a reward model of 2,300 noisy comparisons
+    python benchmarks/rlhf.py --out runs/rlhf --seed 0 --reward learned      # with a reward model of noisy comparisons
     python benchmarks/rlhf.py --out runs/rlhf --seed 0 --loss rloo grpo --set rollout.beta=0.5
 
 The reference is the demo's SFT model, made once for each seed. Replies to complaints about items that no training prompt

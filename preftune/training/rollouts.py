@@ -160,7 +160,6 @@ class Rollouts:
             found = yield from self._write(iteration, writer)
             written.save(found, self.run.rollouts_file)
         self._take_up(found)
-        assert self._in_hand is not None
         if iteration == 0:
             self._check_reference(found)
 
