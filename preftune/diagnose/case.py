@@ -154,7 +154,8 @@ class Case:
         samples = self.evaluation.samples if self.evaluation else None
         if samples is not None and samples.kl_per_response is not None:
             return samples.kl_per_response
-        rows = [row for row in self.held_out[-1:] or self.late if row.get("kl") is not None]
+        moved = [row for row in self.held_out if row["step"] > 0]
+        rows = [row for row in moved[-1:] or self.late if row.get("kl") is not None]
         if rows:
             return mean([[row["kl"]] for row in rows]) if len(rows) > 1 else certain(rows[0]["kl"])
         return None

@@ -35,6 +35,8 @@ class Cause(NamedTuple):
 def no_effect(case: Case) -> Finding:
     """The policy is where it started: KL near 0, and the win rate is one half where it was measured."""
     name = "no_effect"
+    if not case.finished and 2 * case.n_done < case.n_planned:
+        return skipped(name, f"{case.n_done} of {case.n_planned} steps are done: too early to tell")
     kl = case.kl()
     far = max(kl.high, 0.0) if kl else case.shift()
     if far is None:

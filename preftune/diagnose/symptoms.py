@@ -23,8 +23,8 @@ from preftune.run import Run
 if TYPE_CHECKING:
     from rich.console import Console
 
-LIVE = ("reference_mismatch", "spikes", "lost_updates", "trivial_pairs", "overfitting", "drifted", "displacement")
-"""Findings that metrics alone make certain: told while a run goes on; and no_effect from half way."""
+LIVE = ("reference_mismatch", "no_effect", "spikes", "lost_updates", "trivial_pairs", "overfitting", "drifted", "displacement")
+"""Findings that metrics alone make certain, so that they can be told while a run goes on."""
 
 LOUD = ("error", "warning")
 
@@ -98,7 +98,7 @@ class Watch:
         self._held_out.append(row)
         case = replace(self._case, train=self._train, held_out=self._held_out)
         new = []
-        for name in (*LIVE, *(["no_effect"] if 2 * case.n_done >= case.n_planned else [])):
+        for name in LIVE:
             finding = SYMPTOMS[name](case)
             if finding.severity in LOUD and name not in self._told:
                 self._told.add(name)

@@ -162,6 +162,12 @@ def test_no_effect_begins_where_no_judge_could_see_a_tenth_or_a_judge_saw_nothin
     assert look("no_effect", sound(evaluation=evaluation(kl=0.5, win=wide))).severity == "ok", "too few verdicts say nothing"
 
 
+def test_whether_anything_happened_is_not_asked_before_half_way() -> None:
+    early = replace(still({}, n=10), finished=False, evaluation=None, held_out=held_out(0.693))
+    assert early.n_planned == 40 and look("no_effect", early).severity == "skipped"
+    assert look("no_effect", replace(early, train=steps(20, **STILL))).severity == "error"
+
+
 def test_updates_that_bf16_loses_are_found_also_where_some_weights_move() -> None:
     for precision, moved, severity in (("pure_bf16", 0.02, "error"), ("pure_bf16", 0.4, "warning"), ("pure_bf16", 0.6, "ok"),
                                        ("fp32", 0.02, "ok")):  # fmt: skip
