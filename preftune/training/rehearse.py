@@ -220,6 +220,7 @@ def rehearse(
         ledger.n_trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
         _before(recorder, policy, goal, steps)
         _steps(recorder, policy, goal, steps, optim)
+    ledger.entries = list(ledger.entries)  # what is collected from here on (a model is a cycle) is no part of the run
     return ledger
 
 
