@@ -130,10 +130,14 @@ def evaluate(
         leave()
     if not main:
         return
+    from preftune.diagnose.symptoms import diagnose as look
     from preftune.report.page import write_report
     from preftune.run import Run
 
-    say(f"report: {write_report(Run.all_in(out or model))}")  # and the model's card, with these figures
+    folders = Run.all_in(out or model)
+    for run in (f for f in folders if f.config_file.exists()):
+        say(f"diagnosis: {look(run).summary} (preftune diagnose {run.path})")
+    say(f"report: {write_report(folders)}")  # and the model's card, with these figures
     if as_json:
         print(json.dumps(found.as_dict(), indent=1))
         return
@@ -207,9 +211,13 @@ def diagnose(
     from rich.console import Console
 
     from preftune.diagnose.symptoms import diagnose as look
+    from preftune.report.page import write_report
     from preftune.run import Run
 
-    found = look(Run.open(run), only=only or ())
+    folder = Run.open(run)
+    found = look(folder, only=only or ())
+    if not only:
+        write_report([folder])
     if as_json:
         print_found(found.as_dict(), "", as_json)
     else:

@@ -24,7 +24,7 @@ def judge(case: Case) -> Finding:
     """Whether verdicts can be trusted: the same in both orders, hardly any missing, few ties, no favourite place."""
     name, wins = "judge", case.wins
     if wins is None and not case.judgments:
-        return skipped(name, f"nobody judged yet; `preftune winrate` or `preftune eval {case.place}` with a judge")
+        return skipped(name, f"nobody judged yet; `preftune eval {case.place}` with a judge (--judge-model, or --by)")
     faults: list[tuple[Severity, str]] = []
     numbers: dict[str, object] = {}
     if wins is not None:

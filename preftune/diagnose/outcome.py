@@ -208,7 +208,9 @@ def no_wins(case: Case) -> Finding:
     """The loss fell and answers are no better: what to look at, in the order in which it should be looked at."""
     name, wins, fall = "no_wins", case.wins, case.change("loss")
     if wins is None:
-        return skipped(name, f"no win rate yet; `preftune winrate` or `preftune eval {case.place}` with a judge measures one")
+        return skipped(
+            name, f"no win rate yet; `preftune eval {case.place}` with a judge (--judge-model, or --by) measures one"
+        )
     rate = wins.win_rate
     said = f"win rate by {wins.judge} {rate.value:.1f} % [{rate.low:.1f}, {rate.high:.1f}] of {wins.n_total}"
     numbers = {"win_rate": rate.value, "interval": [rate.low, rate.high], "n": wins.n_total}
