@@ -18,15 +18,12 @@ def user_function(name: str, *, what: str) -> Callable[..., Any]:
     if not Path(file).is_file():
         raise ConfigError(f"{file or name}: no such file; {what} of your own is named as FILE.py:FUNCTION")
     module = _module(Path(file))
-    mine = {
-        n: f
-        for n, f in vars(module).items()
-        if inspect.isfunction(f) and f.__module__ == module.__name__ and not n.startswith("_")
-    }
-    if function not in mine:
+    found = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")}  # imported ones too
+    if function not in found:
+        mine = [n for n, f in found.items() if f.__module__ == module.__name__]
         has = nearest(function, mine) if mine else "it has no function"
         raise ConfigError(f"{file}: no function {function!r}; {has}")
-    return mine[function]
+    return found[function]
 
 
 def _module(file: Path) -> Any:

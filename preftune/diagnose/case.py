@@ -78,9 +78,8 @@ class Case:
 
     @cached_property
     def n_planned(self) -> int:
-        """Steps that the settings ask for."""
-        per_epoch = -(-int(self.data.get("train_examples", 0)) // self.config.batch.pairs_per_step)
-        return self.config.steps or max(1, math.ceil(per_epoch * self.config.epochs - 1e-9))
+        """Steps that the settings ask for; those that were done, of a run that did not come to say so."""
+        return int(self.data.get("steps", self.n_done))
 
     @property
     def late(self) -> Sequence[Row]:

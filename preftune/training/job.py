@@ -151,6 +151,8 @@ def _log(run: Run, event: JobEvent) -> None:
             run.log_metrics({"step": event.index, "split": "train", **event.metrics})
         case Evaluated():
             run.log_metrics({"step": event.step, "split": "eval", **event.metrics})
+        case Started():
+            run.write_json(run.data_file, (run.read_json(run.data_file) or {}) | {"steps": event.n_steps})
         case _:
             pass
 

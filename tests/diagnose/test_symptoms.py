@@ -94,7 +94,7 @@ def sound(settings: dict[str, Any] | None = None, **more: Any) -> Case:
     }
     config = Config.of(usual | (settings or {})).resolved()
     counts = {"train_examples": 160, "eval_examples": 60, "train_units": [480], "eval_units": [180], "responses": 660,
-              "responses_truncated": 0}  # fmt: skip
+              "responses_truncated": 0, "steps": 40}  # fmt: skip
     parts: dict[str, Any] = {
         "data": counts, "about": {"device": "x86_64 CPU", "weights": 1000, "weights_trained": 1000}, "train": steps(),
         "held_out": held_out(0.693, 0.66, 0.64, 0.63, 0.625), "evaluation": evaluation(),
