@@ -120,7 +120,7 @@ class Case:
     @cached_property
     def held_out_accuracy(self) -> Estimate | None:
         """The same on held-out examples alone, at the end."""
-        if self.evaluation is not None and self.evaluation.held_out is not None:
+        if self.evaluation is not None and self.evaluation.held_out is not None and self.evaluation.held_out.n_pairs:
             return self.evaluation.held_out.accuracy
         rows = [row for row in self.held_out if row.get("rewards/accuracies") is not None and row["step"] > 0]
         n = round(self.data.get("eval_examples", 0) * self.independent("eval"))
@@ -128,7 +128,7 @@ class Case:
 
     def trained_accuracy(self) -> Estimate | None:
         """Accuracy on examples that were learnt from: an evaluation's, or that of late batches after the first epoch."""
-        if self.evaluation is not None and self.evaluation.train is not None:
+        if self.evaluation is not None and self.evaluation.train is not None and self.evaluation.train.n_pairs:
             return self.evaluation.train.accuracy
         rows = [row for row in self.late if row.get("epoch", 0.0) > 1 + 1e-9 and row.get("rewards/accuracies") is not None]
         n = round(len(rows) * self.config.batch.pairs_per_step * self.independent("train"))

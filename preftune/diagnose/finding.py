@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from preftune.errors import printable
+from preftune.evaluate.record import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,13 +57,13 @@ class Finding:
     drop: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON; numbers that it cannot say, such as the ends of an interval of one prompt, are null."""
         return {
             "name": self.name,
             "severity": self.severity,
             "said": self.said,
             "remedy": self.remedy,
-            "numbers": dict(self.numbers),
+            "numbers": plain(self.numbers),
             "examples": [one._asdict() for one in self.examples],
             "n_dropped_by_fix": len(self.drop),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from preftune.diagnose.case import Case, scaled
@@ -12,7 +12,7 @@ from preftune.diagnose.features import refuses
 from preftune.diagnose.finding import ORDER, Finding, Severity, skipped
 from preftune.diagnose.fit import data_of, percent
 from preftune.diagnose.share import Share, share
-from preftune.evaluate.estimate import Estimate
+from preftune.evaluate.estimate import Estimate, wilson
 
 FAR, LOST = 0.3, 1.0
 """KL in nats a token: far, which harms where something else shows it too; and lost, e times as likely at every token."""
@@ -87,7 +87,8 @@ def length_bias(case: Case) -> Finding:
     if samples is None or samples.reference is None:
         return skipped(name, f"lengths of answers were not measured; `preftune eval {case.place}` does that")
     ours, theirs = samples.policy.tokens, samples.reference.tokens
-    ratio = Estimate(ours.value / theirs.value, ours.low / theirs.high, ours.high / max(theirs.low, 1e-9), ours.n)
+    ends = max(ours.low, 0.0) / theirs.high, ours.high / max(theirs.low, 1e-9)  # of one prompt an interval has no end
+    ratio = Estimate(ours.value / theirs.value, *ends, ours.n)
     matched = matched_gain(case)
     numbers = {"ratio": ratio.value, "ratio_interval": [ratio.low, ratio.high], "tokens": ours.value, "before": theirs.value}
     numbers |= {"matched": matched[0].value, "matched_interval": [matched[0].low, matched[0].high]} if matched else {}
@@ -161,15 +162,23 @@ def _texts(case: Case) -> Iterator[_Loss]:
 
 
 def _benchmarks(case: Case) -> Iterator[_Loss]:
-    """Accuracies of lm-evaluation-harness that fell, by the standard errors that it gives."""
+    """Accuracies of lm-evaluation-harness that fell, as if the two were measured on other documents."""
     for task, sides in (case.evaluation.benchmarks if case.evaluation else {}).items():
-        ours, theirs = sides.get("policy", {}), sides.get("reference", {})
-        if "acc" in ours and "acc" in theirs:
-            fall = theirs["acc"] - ours["acc"]
-            half = 1.96 * math.hypot(ours.get("acc_stderr", 0.0), theirs.get("acc_stderr", 0.0))
-            said = f"accuracy on {task} is {ours['acc']:.3f}, {theirs['acc']:.3f} before (± {half:.3f})"
-            numbers: dict[str, float | None] = {"accuracy": ours["acc"], "before": theirs["acc"], "fall_low": fall - half}
-            yield _Loss(task, _lost(fall - half, WORSE_AT), fall - half, said, numbers)
+        ours, theirs = (_accuracy(sides.get(which, {})) for which in ("policy", "reference"))
+        if ours is None or theirs is None:
+            continue
+        fall = theirs.value - ours.value
+        surely = fall - math.hypot(theirs.value - theirs.low, ours.high - ours.value)  # Newcombe 1998, method 10
+        said = f"accuracy on {task} is {percent(ours)}, {percent(theirs)} before, of {ours.n} documents"
+        numbers: dict[str, float | None] = {"accuracy": ours.value, "before": theirs.value, "fall_low": surely}
+        yield _Loss(task, _lost(surely, WORSE_AT), surely, said, numbers)
+
+
+def _accuracy(metrics: Mapping[str, float]) -> Estimate | None:
+    """Of one model on a task; None where the task has no accuracy, or did not count what was asked."""
+    if "acc" not in metrics or not metrics.get("n"):
+        return None
+    return wilson(metrics["acc"] * metrics["n"], int(metrics["n"]))
 
 
 def _lost(surely: float, thresholds: tuple[float, float, float]) -> Severity:
@@ -211,6 +220,8 @@ def no_wins(case: Case) -> Finding:
         return skipped(
             name, f"no win rate yet; `preftune eval {case.place}` with a judge (--judge-model, or --by) measures one"
         )
+    if not wins.n_total:
+        return skipped(name, f"{wins.judge} gave no verdict in {wins.n_unscored} comparisons: see the finding `judge`")
     rate = wins.win_rate
     said = f"win rate by {wins.judge} {rate.value:.1f} % [{rate.low:.1f}, {rate.high:.1f}] of {wins.n_total}"
     numbers = {"win_rate": rate.value, "interval": [rate.low, rate.high], "n": wins.n_total}

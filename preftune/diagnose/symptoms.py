@@ -2,7 +2,7 @@
 
     >>> found = diagnose(Run.open("runs/first"))
     >>> found.summary
-    '1 error, 1 warning; 12 in order, 4 skipped'
+    '1 error, 1 warning; 12 checks in order, 4 skipped'
 
 Each finding is a function of the registry SYMPTOMS from a Case to one Finding. Files are read, nothing is trained or sampled.
 """

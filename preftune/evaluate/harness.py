@@ -38,7 +38,10 @@ def open_tasks(tasks: Sequence[str], folder: Path | None) -> Any:
 def run_harness(
     models: Models, tasks: Sequence[str], manager: Any, *, limit: int | None, on_progress: Progress
 ) -> dict[str, Any]:
-    """Task -> {"policy": metrics, "reference": metrics}. limit: most documents of a task; None: all."""
+    """Task -> {"policy": metrics, "reference": metrics}, `n` among them: documents that were asked.
+
+    limit: most documents of a task; None: all. The harness bootstraps nothing: `n` gives an accuracy its interval.
+    """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -56,7 +59,8 @@ def run_harness(
             model=wrapped, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, verbosity="ERROR"
         )
         for task in tasks:
-            found[task][which] = _metrics(results["results"][task])
+            asked = results.get("n-samples", {}).get(task)  # a group of tasks has none
+            found[task][which] = _metrics(results["results"][task]) | ({"n": asked["effective"]} if asked else {})
     on_progress("lm-evaluation-harness", len(names), len(names))
     return found
 

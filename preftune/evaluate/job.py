@@ -250,7 +250,11 @@ def _scored(
         budget=models.budget,
         on_progress=lambda done, total: on_progress(f"{name} pairs", done, total),
     )
-    return preferences(scored.pairs, data.trees, kinds, loss=scored.loss)
+    found = preferences(scored.pairs, data.trees, kinds, loss=scored.loss)
+    n = len(scored.pairs.tree)
+    if has_rewards(goal) and found.n_pairs < n:
+        notes.append(f"{n - found.n_pairs} of {n} {name} pairs are left out: a response of theirs has no finite reward")
+    return found
 
 
 def _perplexities(models: Models, settings: Settings, parts: Parts, on_progress: Progress) -> tuple[Perplexity, ...]:

@@ -58,7 +58,8 @@ def answer(
     def whole() -> bool:
         return [row.get("id") for row in read_jsonl(folder.answers_file)] == [e.id for e in prompts]
 
-    key = [models.identity(), models.beta, asdict(sampling), [[e.id, plain(e.prompt)] for e in prompts]]
+    asked = [[e.id, plain(e.prompt), tokens.tolist()] for e, tokens in zip(prompts, ids, strict=True)]  # as a template has it
+    key = [models.identity(), models.beta, asdict(sampling), asked]
     found = parts.part("samples", key, Samples, make, whole=whole)
     models.ranks.barrier()
     return Answered(prompts, found, read_jsonl(folder.answers_file))
@@ -162,7 +163,11 @@ def compare(
     judged = Judged(folder.judgments_file, examples)
     lengths = [(a["n_tokens"], b["n_tokens"]) for _, a, b in kept]
     found = []
-    for annotator in (name for name in names if name in judged.by):
+    for annotator in names:
+        if (n_open := len(examples) - len(judged.by[annotator])) > 0:
+            notes.append(f"{n_open} of {len(examples)} comparisons were not judged by {annotator} (--max-cost)")
+        if not judged.by[annotator]:
+            continue
         wins, more = judged.wins(annotator, against=against, n_tokens=lengths, seed=seed)
         notes += more
         found.append(wins)

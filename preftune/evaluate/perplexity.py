@@ -74,8 +74,8 @@ def windows(ids: NDArray[np.int32], *, first: int, window: int, stride: int, doc
 def spans(models: Models, window: int | None, stride: int | None) -> tuple[int, int]:
     """Window and stride, in tokens; None: 1024 or the model's context, and half of that. Raises ConfigError."""
     context = models.renderer.max_length
-    window = window or min(context, _USUAL_WINDOW)
-    stride = stride or max(1, window // 2)
+    window = min(context, _USUAL_WINDOW) if window is None else window
+    stride = max(1, window // 2) if stride is None else stride
     if not 2 <= window <= context:
         raise ConfigError(f"--window {window}: expected 2 to {context}, the longest sequence that the model reads here")
     if not 1 <= stride < window:

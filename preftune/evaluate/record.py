@@ -11,6 +11,7 @@ shares and accuracies are fractions, win rates are percent as AlpacaEval has the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -193,12 +194,12 @@ def revived(kind: Any, content: Any, place: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A part of an evaluation for JSON."""
+    """A part of an evaluation for JSON, or other values; what JSON cannot say is null."""
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Estimate):
         return {name: plain(part) for name, part in value._asdict().items()}
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, tuple | list):
         return [plain(part) for part in value]
@@ -206,10 +207,11 @@ def plain(value: Any) -> Any:
 
 
 def _revived(value: Any) -> Any:
-    """Estimates as tuples in place of their objects; what could not be said in JSON is NaN again."""
+    """Estimates as tuples in place of their objects; ends and values that JSON cannot say are infinite and NaN again."""
     if isinstance(value, dict):
         if set(value) == set(Estimate._fields):
-            return tuple(math.nan if value[name] is None else value[name] for name in Estimate._fields)
+            ends = {"value": math.nan, "low": -math.inf, "high": math.inf} if value["value"] is not None else {}
+            return tuple(ends.get(name, math.nan) if value[name] is None else value[name] for name in Estimate._fields)
         return {name: _revived(part) for name, part in value.items()}
     return [_revived(part) for part in value] if isinstance(value, list) else value
 

@@ -18,7 +18,7 @@ from preftune.diagnose.case import Case
 from preftune.diagnose.finding import Finding
 from preftune.diagnose.symptoms import Watch, diagnose
 from preftune.errors import ConfigError, TrainingError
-from preftune.evaluate.estimate import Estimate, wilson
+from preftune.evaluate.estimate import Estimate, mean, wilson
 from preftune.evaluate.record import Answers, Evaluation, Perplexity, Preferences, Samples, Wins
 from preftune.registry import SYMPTOMS
 from preftune.run import Run
@@ -274,7 +274,7 @@ def test_forgetting_is_a_loss_of_other_text(change: float, severity: str) -> Non
 
 @pytest.mark.parametrize(("accuracy", "severity"), [(0.58, "ok"), (0.5, "warning"), (0.3, "error")])
 def test_forgetting_is_a_fall_on_benchmarks_beyond_their_errors(accuracy: float, severity: str) -> None:
-    sides = {"policy": {"acc": accuracy, "acc_stderr": 0.015}, "reference": {"acc": 0.6, "acc_stderr": 0.015}}
+    sides = {"policy": {"acc": accuracy, "n": 1000}, "reference": {"acc": 0.6, "n": 1000}}
     one = look("forgetting", sound(evaluation=evaluation(benchmarks={"my_task": sides})))
     assert one.severity == severity and "my_task" in one.said
 
@@ -420,3 +420,31 @@ def test_a_resumed_run_is_not_told_twice(world: World, tmp_path: Path) -> None:
     assert told(Watch(run, step=10)) == ["trivial_pairs"]
     run.log_event("diagnosis", "trivial_pairs: accuracy …")
     assert told(Watch(run, step=10)) == []
+
+
+def test_a_benchmark_that_fell_by_chance_is_no_loss() -> None:
+    """Of 20 documents one more wrong says nothing, nor does a task that did not count what was asked."""
+    few = {"policy": {"acc": 0.95, "n": 20}, "reference": {"acc": 1.0, "n": 20}}
+    uncounted = {"policy": {"acc": 0.1}, "reference": {"acc": 0.9}}
+    one = look("forgetting", sound(evaluation=evaluation(benchmarks={"few": few, "uncounted": uncounted}, perplexity=())))
+    assert one.severity == "ok" and set(one.numbers) == {"few"}
+
+
+def test_of_one_prompt_nothing_is_certain() -> None:
+    """Its intervals are infinite, which a file says as null: no alarm may come of that."""
+    one = mean([[40.0]])
+    samples = Samples(1, 1, 64, 0, one.not_negative(), one.not_negative(), None, answers(tokens=40.0), answers())
+    samples = replace(samples, policy=replace(samples.policy, tokens=one), reference=replace(answers(), tokens=mean([[9.0]])))
+    read = Evaluation.of(evaluation(win=None, samples=samples).as_dict())
+    for name in ("drifted", "length_bias", "off_policy"):
+        found = look(name, sound(evaluation=read))
+        assert found.severity in ("ok", "skipped"), name
+        json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_a_judge_without_a_verdict_says_nothing_of_wins() -> None:
+    none = evaluation(
+        win=(math.nan, math.nan, math.nan), wins={"n_total": 0, "n_draws": 0, "n_wins": 0, "n_wins_base": 0, "n_unscored": 150}
+    )
+    assert look("no_wins", sound(evaluation=none)).severity == "skipped"
+    assert look("judge", sound(evaluation=none)).severity == "error"

@@ -47,6 +47,7 @@ def test_a_task_of_ones_own_is_counted_for_both_models(world: World, tmp_path: P
     found = json.loads(left.out)["benchmarks"]["manners"]
     for which, folder in (("policy", world.base), ("reference", world.other)):
         assert found[which]["acc"] == pytest.approx(accuracy(folder))
+        assert found[which]["n"] == len(QUESTIONS)
     left = cli(*words, "--out", tmp_path / "out", "--lm-eval", "maners", "--lm-eval-path", tmp_path / "tasks")
     assert left.code == 2 and "did you mean manners?" in left.err
 

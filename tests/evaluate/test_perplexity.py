@@ -87,9 +87,16 @@ def test_documents_are_lines_or_rows_with_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "stride", "why"), [("1", "1", "--window 1"), ("9999", "5", "--window"), ("8", "8", "--stride 8")]
+    ("window", "stride", "why"),
+    [
+        ("0", "1", "--window 0"),
+        ("8", "0", "--stride 0"),
+        ("1", "1", "--window 1"),
+        ("9999", "5", "--window"),
+        ("8", "8", "--stride 8"),
+    ],
 )
-def test_windows_that_cannot_be_are_refused(world: World, tmp_path: Path, window: str, stride: str, why: str) -> None:
+def test_windows_that_cannot_be_are_refused(world: World, tmp_path: Path, window: int, stride: int, why: str) -> None:
     (tmp_path / "text.txt").write_text("hello")
     words = ["eval", world.base, "--against", world.other, "--data", world.file("held_out"), "--out", tmp_path / "out"]
     left = cli(*words, "--n-prompts", 0, "--perplexity", tmp_path / "text.txt", "--window", window, "--stride", stride)

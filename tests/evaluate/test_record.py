@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from preftune.errors import StorageError
-from preftune.evaluate.estimate import Estimate
+from preftune.evaluate.estimate import Estimate, mean
 from preftune.evaluate.record import Answers, Evaluation, Figure, Perplexity, Samples
 
 SURE = Estimate(0.5, 0.4, 0.6, 12)
@@ -33,12 +33,12 @@ def test_it_is_read_back_as_it_was_written() -> None:
     assert Evaluation.of(json.loads(json.dumps(found.as_dict(), allow_nan=False))) == found
 
 
-def test_what_json_cannot_say_is_null_and_undefined_again() -> None:
-    written = evaluation(figures=(Figure("one", ONE),)).as_dict()
-    assert written["figures"][0]["value"] == {"value": 1.0, "low": None, "high": None, "n": 1}
-    value = Evaluation.of(written).figures[0].value
-    assert (value.value, value.n) == (1.0, 1)
-    assert math.isnan(value.low) and math.isnan(value.high)
+def test_ends_that_json_cannot_say_are_null_and_infinite_again() -> None:
+    written = evaluation(figures=(Figure("one", ONE), Figure("none", mean([]))))
+    assert written.as_dict()["figures"][0]["value"] == {"value": 1.0, "low": None, "high": None, "n": 1}
+    one, none = (figure.value for figure in Evaluation.of(written.as_dict()).figures)
+    assert one == ONE
+    assert none.n == 0 and all(math.isnan(part) for part in none[:3])
 
 
 @pytest.mark.parametrize("content", [None, [], {}, {"policy": 3}, {**evaluation().as_dict(), "version": 2}])
