@@ -63,8 +63,10 @@ def test_operations_are_what_torch_counts(benchmark: Any, padded: bool) -> None:
     model = inputs.make_model(inputs.TINY, torch.device("cpu"), longest=64)
     policy = Policy(model, ScoringPath("rows" if padded else "forest", "own"))
     from preftune.engine.fused import use_fused
+    from preftune.engine.narrow import use_narrow
 
     use_fused(model, False)  # oneDNN's products are not in torch's table
+    use_narrow(model, False)  # a GPU computes its last layer whole
     with FlopCounterMode(display=False) as counter:
         policy(policy.pack(trees), as_packed=True).sum().backward()
     by_kind = {str(k): v for k, v in counter.get_flop_counts()["Global"].items()}

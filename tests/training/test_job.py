@@ -39,7 +39,16 @@ def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_the_run_folder_has_all_that_it_should(run: Run) -> None:
-    expected = {"checkpoints", "config.yaml", "data.json", "env.json", "events.jsonl", "metrics.jsonl", "model"}
+    expected = {
+        "checkpoints",
+        "config.yaml",
+        "data.json",
+        "diagnosis.json",
+        "env.json",
+        "events.jsonl",
+        "metrics.jsonl",
+        "model",
+    }
     assert {p.name for p in run.path.iterdir()} == {*expected, "report.html", "samples.jsonl"}
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-000004", "step-000005"]  # checkpoint.keep
     env = json.loads(run.env_file.read_text())

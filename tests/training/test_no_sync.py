@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from preftune.config import Config
+from preftune.engine.narrow import use_narrow
 from preftune.engine.policy import Path, Policy
 from preftune.losses.objective import objective
 from preftune.training.dist import Ranks
@@ -74,6 +75,7 @@ def test_the_watch_sees_what_waits() -> None:
 def test_a_step_waits_for_the_device_once(name: str, attention: str) -> None:
     model = tiny.model(name, dtype=torch.float32)
     policy = Policy(model, Path("forest", "own", attention=attention))
+    use_narrow(model, False)  # which looks for the rows that are read, and is for CPUs alone
     goal = [objective("dpo", {"beta": 0.1})]
     optimizer, watch = make_optimizer(policy, Config.of({}).resolved().optim), WeightWatch(policy)
     batches = [policy.pack(tiny.forest(seed, n=2)) for seed in range(3)]

@@ -192,7 +192,7 @@ def test_resuming_a_finished_run_does_nothing(world: World, uninterrupted: dict[
     assert left.code == 0 and left.out == f"{run.path}\n"
     assert "finished already: nothing to do" in left.err
     after = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(run.path.rglob("*")) if p.is_file()}
-    assert {p for p in after if before.get(p) != after[p]} <= {run.report_file, run.events_file}
+    assert {p for p in after if before.get(p) != after[p]} <= {run.report_file, run.diagnosis_file, run.events_file}
 
 
 def test_merging_may_be_asked_for_later(world: World, tmp_path: Path) -> None:
