@@ -15,11 +15,9 @@ import typer
 from preftune.errors import ConfigError, ModelError, ServerError, printable
 
 if TYPE_CHECKING:
+    from preftune.asking.askers import Askers
     from preftune.asking.records import Asker, Ledger
     from preftune.asking.replies import Replies
-    from preftune.asking.server import Server
-    from preftune.label.judge import Judge
-    from preftune.label.template import Kind, Templates
 
 BaseUrl = Annotated[
     str | None,
@@ -66,36 +64,6 @@ def check_prices(max_cost: float | None, price_in: float, price_out: float) -> N
         raise ConfigError("--max-cost: needs --price-in and --price-out; no prices are built in")
 
 
-class Askers:
-    """Whoever answers for a model's name: one server for all, or a local model each, loaded when it is asked for."""
-
-    def __init__(
-        self, base_url: str | None, *, concurrency: int, retries: int, timeout: float, template: str | None, device: str
-    ) -> None:
-        """`base_url` None: models on this machine. Raises ConfigError for an address that cannot be used."""
-        self._server: Server | None = None
-        if base_url is not None:
-            from preftune.asking.server import Server
-
-            self._server = Server(base_url, concurrency=concurrency, retries=retries, timeout=timeout)
-        self._template, self._device = template, device
-
-    def __enter__(self) -> Askers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._server is not None:
-            self._server.close()
-
-    def of(self, model: str) -> Asker:
-        """Who answers for this model."""
-        if self._server is not None:
-            return self._server
-        from preftune.asking.local import Local
-
-        return Local(model, template=self._template, device=self._device)
-
-
 class Benchmark(NamedTuple):
     """What a benchmark's run asks with: the model that answers, the judge, what they cost and what is remembered."""
 
@@ -122,6 +90,7 @@ def benchmark(
     price_in: float, price_out: float, max_cost: float | None, chat_template: str | None, device: str,
 ) -> Iterator[Benchmark]:  # fmt: skip
     """Servers and files of a benchmark's run; prices are the judge's. Raises ConfigError."""
+    from preftune.asking.askers import Askers
     from preftune.asking.records import Ledger
     from preftune.asking.replies import Replies
 
@@ -172,46 +141,6 @@ def check_unscored(n_unscored: int, n: int, most: float, where: Path) -> None:
             f"{n_unscored} of {n} judgments ({n_unscored / n:.1%}) have no verdict, more than --max-unscored {most:g}; {where} "
             "says why of each, and the same command asks those again"
         )
-
-
-def judges_of(
-    names: Sequence[str],
-    askers: Askers,
-    replies: Replies,
-    ledger: Ledger,
-    *,
-    kind: Kind = "pair",
-    template: Path | None = None,
-    template_name: str | None = None,
-    labels: str | None = None,
-    rubric: str = "helpfulness",
-    reply: str = "auto",
-    temperature: float = 0.0,
-    max_tokens: int | None = None,
-    max_cost: float | None = None,
-    asks: bool = True,
-) -> list[Judge]:
-    """The judges of these names: by the user's template, or by ours in the form asked for, which "auto" finds out."""
-    from preftune.label.forms import best_form
-    from preftune.label.judge import Judge
-    from preftune.label.template import open_template, own_template
-
-    def templates(asker: Asker, name: str) -> Templates:
-        if template is not None:
-            words = [label.strip() for label in labels.split(",")] if labels else ()
-            return open_template(template, name=template_name, labels=words)
-        if reply != "auto":
-            return own_template(kind, rubric=rubric, reply=reply)
-        return best_form(
-            asker, name, kind, rubric=rubric, replies=replies, ledger=ledger, max_tokens=max_tokens, max_cost=max_cost,
-            asks=asks,
-        )  # fmt: skip
-
-    found = []
-    for name in names:
-        asker = askers.of(name)
-        found.append(Judge(asker, name, templates(asker, name), temperature, max_tokens))
-    return found
 
 
 class Progress:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from preftune.cli_asking import (
-    Askers,
     BaseUrl,
     Cache,
     ChatTemplate,
@@ -29,12 +28,12 @@ from preftune.cli_asking import (
     cache_file,
     check_prices,
     fields_of,
-    judges_of,
 )
 from preftune.cli_data import AsJson, Seed, print_found, say
 from preftune.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
+    from preftune.asking.askers import Askers
     from preftune.asking.records import Ledger
     from preftune.data.types import Example, Judgment
     from preftune.diagnose.check import Check
@@ -105,6 +104,9 @@ def check(
     ledger = Ledger(price_in=price_in, price_out=price_out)
     status = Console(stderr=True).status("reading")
     if audit is not None:
+        from preftune.asking.askers import Askers
+        from preftune.label.opened import judges_of
+
         auditor = partial(
             _audited, n=audit, names=judge_model or [], ledger=ledger, cache=cache_file(cache), seed=seed, max_cost=max_cost,
             on_start=status.stop,

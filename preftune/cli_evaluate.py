@@ -6,14 +6,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from preftune.cli_asking import (
-    Askers,
     BaseUrl,
     Cache,
     Concurrency,
@@ -26,16 +25,14 @@ from preftune.cli_asking import (
     Progress,
     Retries,
     Timeout,
-    cache_file,
     check_prices,
     fields_of,
-    judges_of,
 )
 from preftune.cli_data import AsJson, print_found, say
 from preftune.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
-    from preftune.data.types import Example
+    pass
 
 
 def evaluate(
@@ -100,8 +97,10 @@ def evaluate(
 ) -> None:
     """Whether it worked: held-out pairs, KL, own answers, perplexity, win rate. Ctrl-C keeps what is finished."""
     _check(locals())
+    from preftune.asking.records import Ledger
     from preftune.evaluate.job import Settings
     from preftune.evaluate.job import evaluate as measure
+    from preftune.evaluate.judge import Who
     from preftune.evaluate.models import Models
     from preftune.training.dist import leave
     from preftune.training.interrupt import term_interrupts
@@ -113,7 +112,12 @@ def evaluate(
         tasks=tuple(t.strip() for t in (lm_eval or "").split(",") if t.strip()), tasks_folder=lm_eval_path,
         task_limit=lm_eval_limit,
     )  # fmt: skip
-    judging = scorer or judge_model
+    who = Who(
+        by, (scorer,) if scorer else tuple(judge_model or ()), base_url=base_url, concurrency=concurrency, retries=retries,
+        timeout=timeout, template=template, template_name=template_name, rubric=rubric, replies=cache, max_cost=max_cost,
+        device=device, seed=seed,
+    )  # fmt: skip
+    ledger = Ledger(price_in=price_in, price_out=price_out)
     try:
         with term_interrupts(), Progress() as progress:
             shown = progress if main else lambda name, done, total: None
@@ -121,7 +125,7 @@ def evaluate(
                 model, against=against, beta=beta, template=chat_template, precision=precision, device=device,
                 budget=tokens_per_batch, note=say,
             )  # fmt: skip
-            judge = _judge(locals(), shown) if judging else None
+            judge = who.judge(ledger, on_progress=shown) if who.names else None
             found = measure(models, settings, judge=judge, on_progress=shown)
     except KeyboardInterrupt:
         again = shlex.join(["preftune", *sys.argv[1:]])
@@ -134,6 +138,8 @@ def evaluate(
     from preftune.report.page import write_report
     from preftune.run import Run
 
+    for line in ledger.lines() if who.names and by == "llm" else ():
+        say(f"judging: {line}")
     folders = Run.all_in(out or model)
     for run in (f for f in folders if f.config_file.exists()):
         say(f"diagnosis: {look(run).summary} (preftune diagnose {run.path})")
@@ -150,17 +156,7 @@ def evaluate(
 
 def _check(given: dict[str, Any]) -> None:
     """Options that contradict each other. Raises ConfigError."""
-    by, scorer, models = given["by"], given["scorer"], given["judge_model"]
-    if by == "llm" and scorer:
-        raise ConfigError(
-            f"{scorer}: this word belongs to --by reward or --by rule; a model that judges is named by --judge-model"
-        )
-    if by != "llm" and not scorer:
-        raise ConfigError(f"--by {by}: name {'a reward model' if by == 'reward' else 'FILE.py:FUNCTION'} behind the model")
-    if by != "llm" and (models or given["base_url"] or given["template"]):
-        raise ConfigError(f"--judge-model, --base-url and --template: only a language model is asked; --by {by} needs none")
-    if not scorer and not models and (given["answers"] or given["base_url"] or given["template"]):
-        raise ConfigError("--judge-model, or --by reward|rule: somebody has to judge the answers")
+    _check_judge(given)
     for name in ("window", "stride"):
         if given[name] is not None and not given["perplexity"]:
             raise ConfigError(f"--{name}: is of --perplexity FILE, which is not asked for")
@@ -170,34 +166,27 @@ def _check(given: dict[str, Any]) -> None:
     check_prices(given["max_cost"], given["price_in"], given["price_out"])
 
 
-def _judge(given: dict[str, Any], progress: Callable[[str, int, int], None]) -> Callable[[Sequence[Example], Path], list[str]]:
-    """Who judges: adds judgments of the comparisons to a file."""
-    from preftune.asking.records import Ledger
-    from preftune.asking.replies import Replies
-    from preftune.label.job import Job
+_OF_A_LANGUAGE_MODEL = ("judge_model", "base_url", "template", "template_name", "max_cost")
 
-    ledger = Ledger(price_in=given["price_in"], price_out=given["price_out"])
 
-    def judge(examples: Sequence[Example], file: Path) -> list[str]:
-        with Replies(cache_file(given["cache"])) as replies:
-            job = Job(examples, file, replies, ledger, seed=given["seed"], max_cost=given["max_cost"], on_progress=progress)
-            if given["by"] != "llm":
-                from preftune.cli_judge import by_scorer
-
-                told = by_scorer(job, given["by"], given["scorer"], given["chat_template"], given["device"], progress)
-                return [one.annotator for one in told.annotators]
-            with Askers(
-                given["base_url"], concurrency=given["concurrency"], retries=given["retries"], timeout=given["timeout"],
-                template=None, device=given["device"],
-            ) as askers:  # fmt: skip
-                judges = judges_of(
-                    given["judge_model"], askers, replies, ledger, template=given["template"],
-                    template_name=given["template_name"], rubric=given["rubric"], max_cost=given["max_cost"],
-                )  # fmt: skip
-                job.by_models(judges)
-                return [one.annotator for one in judges]
-
-    return judge
+def _check_judge(given: dict[str, Any]) -> None:
+    """Options that say who judges and do not go together. Raises ConfigError."""
+    by, scorer, own_words = given["by"], given["scorer"], given["rubric"] != "helpfulness"
+    if by == "llm" and scorer:
+        raise ConfigError(
+            f"{scorer}: this word belongs to --by reward or --by rule; a model that judges is named by --judge-model"
+        )
+    if by != "llm" and not scorer:
+        raise ConfigError(f"--by {by}: name {'a reward model' if by == 'reward' else 'FILE.py:FUNCTION'} behind the model")
+    asked = [name for name in _OF_A_LANGUAGE_MODEL if given[name] is not None] + ["rubric"] * own_words
+    if by != "llm" and asked:
+        raise ConfigError(f"--{asked[0].replace('_', '-')}: only a language model is asked; --by {by} needs none")
+    if by == "llm" and not given["judge_model"] and (asked or given["answers"]):
+        raise ConfigError("--judge-model, or --by reward|rule: somebody has to judge the answers")
+    if given["template"] is None and given["template_name"]:
+        raise ConfigError("--template-name: says how a --template is read; give that too")
+    if given["template"] and own_words:
+        raise ConfigError("--rubric: is for our own templates; a --template says itself what it asks for")
 
 
 def diagnose(

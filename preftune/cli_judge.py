@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from preftune.cli_asking import (
-    Askers,
     BaseUrl,
     Cache,
     ChatTemplate,
@@ -30,14 +29,13 @@ from preftune.cli_asking import (
     check_prices,
     check_unscored,
     fields_of,
-    judges_of,
 )
 from preftune.cli_data import AsJson, Seed, print_found, say
 from preftune.errors import ConfigError, ServerError, printable
 
 if TYPE_CHECKING:
     from preftune.data.types import Example
-    from preftune.label.job import Job, Summary
+    from preftune.label.job import Summary
     from preftune.sampling.responses import Plan
 
 
@@ -90,10 +88,12 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Judge responses: by a language model (key from OPENAI_API_KEY), a reward model, or a rule."""
+    from preftune.asking.askers import Askers
     from preftune.asking.records import Ledger
     from preftune.asking.replies import Replies
     from preftune.data.write import judged_file, write_examples
     from preftune.label.job import Job, estimate
+    from preftune.label.opened import judges_of, scored_by
 
     _check(locals())
     examples = _examples(data, format, field, quarantine)
@@ -104,7 +104,9 @@ def judge(
             on_progress=progress,
         )  # fmt: skip
         if by != "llm":
-            summary = by_scorer(job, by, str(scorer), chat_template, device, progress)
+            summary = job.by_scores(
+                scored_by(by, str(scorer), examples, template=chat_template, device=device, on_progress=progress)
+            )
         else:
             with Askers(
                 base_url, concurrency=concurrency, retries=retries, timeout=timeout, template=chat_template, device=device
@@ -163,23 +165,6 @@ def _examples(data: str, format: str, field: list[str] | None, quarantine: Path 
     for line in source.notes:
         say(line)
     return source.examples
-
-
-def by_scorer(
-    job: Job, by: str, scorer: str, template: str | None, device: str, progress: Callable[[str, int, int], None]
-) -> Summary:
-    """Judging by a reward model or by a rule."""
-    if by == "reward":
-        from preftune.label.reward import score_by_reward
-
-        def count(done: int, total: int) -> None:
-            progress(scorer, done, total)
-
-        return job.by_scores(score_by_reward(job.examples, scorer, template=template, device=device, on_progress=count))
-    from preftune.label.rule import score_by_rule
-    from preftune.userfile import user_function
-
-    return job.by_scores(score_by_rule(job.examples, user_function(scorer, what="a rule")))
 
 
 Prompts = Annotated[str, typer.Option("--prompts", help="A .txt file with one a line, rows with a prompt, or any data format.")]
@@ -287,6 +272,7 @@ def _collect(
     chat_template: str | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Draws what is missing in `out` and says what came of it."""
+    from preftune.asking.askers import Askers
     from preftune.asking.records import Ledger
     from preftune.asking.replies import Replies
     from preftune.files import read_jsonl

@@ -26,7 +26,6 @@ from preftune.cli_asking import (
     benchmark,
     check_benchmark,
     check_unscored,
-    judges_of,
 )
 from preftune.cli_data import AsJson, Seed, print_found
 from preftune.errors import ConfigError
@@ -153,6 +152,8 @@ def _judged(
 
 def _judge(given: dict[str, Any], room: Benchmark, *, pairs: bool) -> Judge:
     """The judge with its template. Raises ConfigError for a template of the other kind."""
+    from preftune.label.opened import judges_of
+
     template: Path | None = given["template"]
     name = given["template_name"]
     if template is not None and template.suffix == ".jsonl" and name is None:

@@ -26,7 +26,6 @@ from preftune.cli_asking import (
     benchmark,
     check_benchmark,
     check_unscored,
-    judges_of,
 )
 from preftune.cli_data import AsJson, Seed, print_found
 from preftune.errors import ConfigError
@@ -131,6 +130,7 @@ def _run(given: dict[str, Any], room: Benchmark) -> tuple[Path, Reliability]:
     from preftune.data.write import judged_file, write_examples
     from preftune.evaluate.alpaca import annotation_rows, comparisons, in_order_of, read_outputs, write_array
     from preftune.label.job import Job
+    from preftune.label.opened import judges_of
     from preftune.label.reliability import reliability
 
     out: Path = given["out"]

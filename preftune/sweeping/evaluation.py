@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from preftune.asking.records import Asker, Ledger
-from preftune.asking.replies import Replies
 from preftune.data.types import Example
 from preftune.errors import ConfigError, nearest
 from preftune.evaluate.job import Settings, evaluate
+from preftune.evaluate.judge import By, Who
 from preftune.evaluate.models import Models
-from preftune.evaluate.own_answers import Judge as EvaluationJudge
-from preftune.files import default_cache
-from preftune.label.forms import best_form
-from preftune.label.job import Job
-from preftune.label.judge import Judge
-from preftune.label.reward import score_by_reward
-from preftune.label.rule import score_by_rule
+from preftune.label.opened import scored_by
 from preftune.label.scored import Scored
 from preftune.run import Run
 from preftune.userfile import user_function
@@ -51,7 +43,7 @@ class How:
     per_prompt: int = 2
     max_tokens: int = 256
     texts: tuple[str, ...] = ()
-    by: Literal["llm", "reward", "rule"] | None = None
+    by: By | None = None
     judge: str | None = None
     base_url: str | None = None
     rubric: str = "helpfulness"
@@ -99,47 +91,15 @@ def evaluate_run(run: Run, how: How, *, device: str, precision: str, on_progress
     models = Models.open(str(run.path), against=how.against, device=device, precision=precision)
     texts = tuple(Path(file) for file in how.texts)
     settings = Settings(prompts=how.prompts, per_prompt=how.per_prompt, max_tokens=how.max_tokens, seed=how.seed, texts=texts)
-    evaluate(models, settings, judge=_judge(how, device, on_progress) if how.by else None, on_progress=on_progress)
-
-
-def _judge(how: How, device: str, on_progress: Progress) -> EvaluationJudge:
-    """Adds judgments of the comparisons to a file, and says by whom they are."""
-
-    def judge(examples: Sequence[Example], file: Path) -> list[str]:
-        with Replies(default_cache() / "replies.sqlite") as replies:
-            ledger = Ledger()
-            job = Job(examples, file, replies, ledger, seed=how.seed, on_progress=on_progress)
-            if how.by == "llm":
-                with _asker(how, device) as asker:
-                    form = best_form(asker, str(how.judge), "pair", rubric=how.rubric, replies=replies, ledger=ledger)
-                    told = job.by_models([Judge(asker, str(how.judge), form)])
-            else:
-                told = job.by_scores(scored(how, examples, device, on_progress))
-        return [one.annotator for one in told.annotators]
-
-    return judge
-
-
-@contextmanager
-def _asker(how: How, device: str) -> Iterator[Asker]:
-    """Who answers for the language model that judges."""
-    if how.base_url is None:
-        from preftune.asking.local import Local
-
-        yield Local(str(how.judge), device=device)
-        return
-    from preftune.asking.server import Server
-
-    server = Server(how.base_url)
-    try:
-        yield server
-    finally:
-        server.close()
+    judge = None
+    if how.by is not None:
+        who = Who(how.by, (str(how.judge),), base_url=how.base_url, rubric=how.rubric, device=device, seed=how.seed)
+        judge = who.judge(on_progress=on_progress)
+    evaluate(models, settings, judge=judge, on_progress=on_progress)
 
 
 def scored(how: How, examples: Sequence[Example], device: str, on_progress: Progress) -> list[Scored]:
-    """Scores of all responses by the rule or the reward model."""
-    if how.by == "rule":
-        return score_by_rule(examples, user_function(str(how.judge), what="a rule"))
-    name = str(how.judge)
-    return score_by_reward(examples, name, device=device, on_progress=lambda done, total: on_progress(name, done, total))
+    """Scores of all responses by the rule or the reward model. Raises ConfigError where a language model judges."""
+    if how.by is None or how.by == "llm":
+        raise ConfigError("--best-of: keeps the answer that scores best: --by rule or --by reward gives scores")
+    return scored_by(how.by, str(how.judge), examples, device=device, on_progress=on_progress)
