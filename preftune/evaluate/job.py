@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from preftune.config import Config
 from preftune.data.read import read_examples
 from preftune.data.template import build_trees
 from preftune.data.tokens import Report
@@ -36,7 +37,8 @@ from preftune.model.identity import file_digest
 from preftune.run import Run
 from preftune.training.material import material
 from preftune.training.plan import epoch_order
-from preftune.training.prepare import read_split
+from preftune.training.prepare import Split, read_split
+from preftune.training.prompts import split_asked
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def evaluate(
         policy=models.name,
         against=models.against,
         beta=None if models.scores_only else models.beta,
-        objective="+".join(o.name for o in models.goal) or None,
+        objective="+".join(o.name for o in models.goal) or (models.config.loss_name if models.config else None),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict="",
         worked=None,
@@ -166,18 +168,23 @@ def read_sides(models: Models, settings: Settings) -> Sides:
             models.note(line)
         if config is not None:
             try:
-                train = read_split(config).train
+                train = _split(config).train
             except DataError as error:
                 notes.append(f"the data that it was trained on cannot be read any more, so there is no gap to show: {error}")
         return Sides(found.examples, train, tuple(notes))
     if config is None:
         raise ConfigError(f"--data: {models.name} is no run, which would have held out some; name a file with preferences")
-    split = read_split(config)
+    split = _split(config)
     if not split.held_out:
         raise ConfigError(
             f"--data: {models.name} held out nothing (eval.fraction=0 or eval.every=0); name a file with preferences"
         )
     return Sides(split.held_out, split.train, tuple(said.message for said in split.notes if said.kind == "warning"))
+
+
+def _split(config: Config) -> Split:
+    """What the run learnt from and what it held out, as it read them: prompts alone where the replies are its own."""
+    return split_asked(config) if config.needs_rollouts else read_split(config)
 
 
 def _as_many(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
@@ -189,6 +196,8 @@ def _preferences(
     models: Models, examples: Sequence[Example], name: str, parts: Parts, on_progress: Progress
 ) -> Preferences | None:
     """One side, by the run's own rewards or by implicit ones; None where there is nothing to say of it."""
+    if not any(example.responses for example in examples):
+        return None
     models.renderer.report = Report()
     trees = build_trees(examples, models.renderer)
     parts.notes += [f"{name} examples: {line}" for line in models.renderer.report.lines()[1:]]  # the first only counts them

@@ -19,6 +19,8 @@ from preftune.evaluate.own_answers import Judge
 from preftune.files import default_cache
 from preftune.label.job import Job
 from preftune.label.opened import judges_of, scored_by
+from preftune.model.load import resolve
+from preftune.userfile import user_function
 
 By = Literal["llm", "reward", "rule"]
 
@@ -57,7 +59,15 @@ class Who:
         *,
         on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     ) -> Judge:
-        """Judges what it is given. ledger: where what was asked is counted."""
+        """Judges what it is given. ledger: where what was asked is counted.
+
+        Raises ConfigError and ModelError at once where a rule, or a model on this machine, is not there.
+        """
+        if self.by == "rule":
+            user_function(self.names[0], what="a rule")
+        elif self.base_url is None:
+            for name in self.names:
+                resolve(name)
         books = Ledger() if ledger is None else ledger
 
         def judge(examples: Sequence[Example], file: Path) -> list[str]:

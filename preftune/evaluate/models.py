@@ -46,7 +46,8 @@ class Models:
     name, against:  as the user names them.
     config:         of the policy's run; None for a model that is none.
     beta:           of implicit rewards.
-    goal:           the run's objectives; () of a model that is no run.
+    goal:           the run's objectives; () of a model that is no run, and of one that learnt from its own replies: an
+                    objective on those says nothing of the data's responses, whose rewards are implicit ones.
     scores_only:    the policy is a reward model.
     budget:         tokens in one forward pass.
     """
@@ -84,17 +85,19 @@ class Models:
         run, where = Run(model), pick_device(device)
         config = run.config() if run.config_file.exists() else None
         scores_only = is_reward_model(resolve(model))
+        own_replies = config is not None and config.needs_rollouts
         goal = goal_of(config) if config else (objective("bradley_terry", {}),) if scores_only else ()
+        goal = () if own_replies else goal
         if scores_only and (against is not None or beta is not None):
             raise ConfigError(
                 f"--against, --beta: {model} is a reward model, which has scores and no log-probs; leave them out"
             )
-        refers = any(o.needs_reference for o in goal)
+        refers = own_replies or any(o.needs_reference for o in goal)
         if against is None and config is not None and refers:
             against = config.reference or config.model
         if beta is not None and beta <= 0:
             raise ConfigError(f"--beta: {beta} given, expected a number above 0")
-        own = config.loss_parameters.get("beta") if config is not None and refers else None
+        own = (config.rollout.beta or config.loss_parameters.get("beta")) if config is not None and refers else None
         renderer = open_renderer(
             model,
             template=template or (config.template if config else None),

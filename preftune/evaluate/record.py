@@ -189,7 +189,7 @@ def revived(kind: Any, content: Any, place: str) -> Any:
         return _adapter(kind).validate_python(_revived(content))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = "".join(f"{part}." for part in first["loc"])[:-1] or "the whole"
         raise StorageError(f"{place}: not an evaluation: {where}: {first['msg']}; `preftune eval` writes it anew") from None
 
 

@@ -24,7 +24,7 @@ from preftune.errors import DataError, listing
 from preftune.losses.objective import Objective
 from preftune.sampling.prompts import read_prompts
 from preftune.training.material import Material
-from preftune.training.prepare import Data, Said, check_evaluation
+from preftune.training.prepare import Data, Said, Split, check_evaluation
 
 
 class Asked(NamedTuple):
@@ -52,8 +52,8 @@ class AskedData(Data):
         ]
 
 
-def read_asked(config: Config, renderer: Renderer, goal: Sequence[Objective]) -> AskedData:
-    """The prompts of `data`, some of them held out. Raises DataError where none can be answered."""
+def split_asked(config: Config) -> Split:
+    """The prompts of `data`, as examples without responses, some of them held out. Raises DataError."""
     assert config.data is not None
     notes: list[Said] = []
     examples = _read(config, config.data, "", notes)
@@ -65,6 +65,12 @@ def read_asked(config: Config, renderer: Renderer, goal: Sequence[Objective]) ->
             notes.append(Said("warning", f"{len(leaked)} of {len(held_out)} evaluation prompts stand in the training data too"))
     elif config.eval.fraction and config.eval.every != 0:
         examples, held_out = split_by_prompt(examples, config.eval.fraction, config.seed)
+    return Split(examples, held_out, {}, notes)
+
+
+def read_asked(config: Config, renderer: Renderer, goal: Sequence[Objective]) -> AskedData:
+    """The prompts of `data` as tokens. Raises DataError where none can be answered."""
+    examples, held_out, _, notes = split_asked(config)
     dropped: list[tuple[str, str]] = []
     asked, asked_held_out = (_as_ids(config, renderer, part, dropped) for part in (examples, held_out))
     if dropped:

@@ -159,6 +159,20 @@ def test_a_model_that_is_no_run_and_sft(world: World, tmp_path: Path) -> None:
     assert record(tmp_path / "x").held_out.loss is None  # type: ignore[union-attr]
 
 
+def test_a_run_on_its_own_replies(world: World, tmp_path: Path) -> None:
+    """Its data are prompts: answers and KL are measured; pairs that are named are compared by implicit rewards."""
+    (tmp_path / "rule.py").write_text("def score(prompt, response):\n    return float(len(response))\n")
+    run = preftune.train(
+        world.settings(tmp_path / "own", steps=1, loss="rloo", rollout__max_tokens=4, rollout__prompts=4, rollout__n=2,
+                       rollout__beta=0.2, reward__rule=f"{tmp_path}/rule.py:score", samples__n=0), quiet=True,
+    )  # fmt: skip
+    found = evaluate(Models.open(str(run.path)), Settings(prompts=2, max_tokens=4))
+    assert (found.objective, found.against, found.beta) == ("rloo", str(world.base), 0.2)
+    assert found.held_out is None and found.samples is not None and found.samples.n_prompts == 2
+    named = evaluate(Models.open(str(run.path)), Settings(data=str(world.file("pairs")), prompts=0, out=tmp_path / "pairs"))
+    assert named.held_out is not None and named.held_out.n_pairs > 5 and named.held_out.loss is None and named.train is None
+
+
 def test_by_category_and_source_of_the_file(world: World, tmp_path: Path) -> None:
     rows = [row | {"category": "even" if i % 2 else "odd", "source": "web" if i < 3 else "mail"}
             for i, row in enumerate(read_jsonl(world.file("held_out")))]  # fmt: skip
@@ -190,6 +204,8 @@ def test_stored_answers_are_found_by_their_prompt(trained: Path, world: World, t
         (["{base}", "--out", "{out}"], "--data"),
         (["{run}", "--by", "rule"], "--by rule: name FILE.py:FUNCTION"),
         (["{run}", "x.py:f"], "--judge-model"),
+        (["{run}", "{out}/x.py:f", "--by", "rule"], "x.py: no such file; a rule of your own"),
+        (["{run}", "--judge-model", "{out}/none"], "no such folder"),
         (["{run}", "--answers", "x"], "somebody has to judge"),
         (["{run}", "--rubric", "honesty"], "somebody has to judge"),
         (["{run}", "x.py:f", "--by", "rule", "--rubric", "honesty"], "--rubric: only a language model"),
