@@ -114,7 +114,7 @@ def _print(found: Sweep) -> None:
     console.print(table(found))
     if found.best_of:
         console.print(best_of_table(found))
-    print(printable("\n".join(["", found.verdict.sentence, *found.notes, "", f"{found.path / 'sweep.json'}"])))
+    print(printable("\n".join(["", found.verdict.sentence, *found.notes, "", f"page: {found.path / 'sweep.html'}"])))
 
 
 VERBS: dict[str, Callable[..., None]] = {"sweep": sweep}

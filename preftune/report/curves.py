@@ -32,10 +32,32 @@ class Panel(NamedTuple):
     level: float | None = None  # a value worth a thin line across
     note: str = ""
     exact: bool = False  # set rather than measured: every step as it is
+    own: str = ""  # in place of the note where the policy writes the replies that it learns from
 
 
 PANELS = (
-    Panel("Loss", "loss", ("loss",), note="lower is better; dpo starts at ln 2 = 0.693"),
+    Panel(
+        "Score", "reward", ("objective/scores",), note="of the policy's own replies, as the reward gave it; higher is better"
+    ),
+    Panel("Score less KL", "reward", ("objective/rlhf_reward",), note="what is maximised: what a reply earns − β · KL"),
+    Panel("KL of own replies", "nats a reply", ("objective/kl",), level=0.0, note="from the reference, on fresh samples"),
+    Panel("Length of own replies", "tokens", ("lengths/mean",)),
+    Panel("Entropy", "nats a reply", ("objective/entropy",), note="near 0 the policy says the same each time"),
+    Panel("Clipped", "fraction", ("policy/clipfrac_avg",), note="of the ratios π/π_old, beyond loss.clip"),
+    Panel(
+        "Critic",
+        "explained variance",
+        ("val/explained_variance",),
+        level=0.0,
+        note="1: knows what comes; 0: no better than a mean",
+    ),
+    Panel(
+        "Loss",
+        "loss",
+        ("loss",),
+        note="lower is better; dpo starts at ln 2 = 0.693",
+        own="training: the surrogate, which need not fall; held out: KL's price less the score",
+    ),
     Panel("Accuracy", "fraction", ("rewards/accuracies",), level=0.5, note="pairs whose chosen response has the higher reward"),
     Panel("Margin", "reward", ("rewards/margins",), level=0.0, note="reward of chosen minus rejected"),
     Panel(
@@ -53,7 +75,14 @@ PANELS = (
         level=0.0,
         note="log π/π_ref of the whole response; both falling is likelihood displacement",
     ),
-    Panel("KL from the reference", "nats per response", ("kl",), level=0.0, note="on the responses of the data"),
+    Panel(
+        "KL from the reference",
+        "nats per response",
+        ("kl",),
+        level=0.0,
+        note="on the responses of the data",
+        own="on the replies that are learnt from, update by update",
+    ),
     Panel("Response lengths", "tokens", ("lengths/chosen", "lengths/rejected"), note="of the data, not of own answers"),
     Panel("Gradient norm", "L2", ("grad_norm",), note="before clipping"),
     Panel("Learning rate", "size of an update", ("learning_rate",), exact=True),
@@ -77,11 +106,13 @@ class Course(NamedTuple):
 def curves(courses: Sequence[Course]) -> list[Plot]:
     """The panels of PANELS that the runs have numbers for."""
     plots = []
+    own = all(any("objective/scores" in row for row in course.rows) for course in courses)
     for panel in PANELS:
         lines = _of_one(panel, courses[0]) if len(courses) == 1 else _of_several(panel, courses)
         if lines:
             levels = () if panel.level is None else (panel.level,)
-            plots.append(Plot(panel.title, "step", panel.unit, lines, panel.note, levels=levels, together="step"))
+            note = panel.own or panel.note if own else panel.note
+            plots.append(Plot(panel.title, "step", panel.unit, lines, note, levels=levels, together="step"))
     return plots
 
 

@@ -135,9 +135,12 @@ def _summary(one: Loaded) -> Summary:
 
 def _unevaluated(one: Loaded) -> str:
     """What training itself measured, in a sentence, for a run that was not evaluated."""
+    metrics = {"score": "objective/scores", "KL": "objective/kl"}  # a loss says nothing where replies are the policy's own
+    if not series(one.metrics, metrics["score"], "eval"):
+        metrics = {"loss": "loss", "accuracy": "rewards/accuracies", "the margin": "rewards/margins"}
     told = [
         f"{name} went from {number(points[0][1])} to {number(points[-1][1])}"
-        for name, metric in (("loss", "loss"), ("accuracy", "rewards/accuracies"), ("the margin", "rewards/margins"))
+        for name, metric in metrics.items()
         if len(points := series(one.metrics, metric, "eval")) > 1
     ]
     steps = series(one.metrics, "loss", "eval")

@@ -39,7 +39,7 @@ def write_page(found: Sweep) -> None:
         else "what other held-out prompts would have changed",
         "plots": _plots(found, done),
         "failed": [(described(row.settings) or row.name, row.reason) for row in found.rows if row.status == "failed"],
-        "settings": flat(found.plan.recipe),
+        "settings": [(name, value) for name, value in flat(found.plan.recipe) if name not in found.plan.axes],
         "again": f"preftune sweep --resume --out {shlex.quote(str(found.path))}",
     }
     write_atomic(folder.page_file, render("sweep.html.jinja", content))
@@ -96,4 +96,5 @@ def _by(axis: str, values: list[str], name: str, done: list[Candidate], others: 
             )
         )
     head = COLUMNS.get(name, name)
-    return Plot(f"{head} by {axis}", axis, head, lines, names=values)
+    title, _, unit = head.partition(", ")
+    return Plot(title[:1].upper() + title[1:], axis, unit or head, lines, names=values)

@@ -68,6 +68,16 @@ def test_a_run_alone_shows_training_held_out_and_the_evaluation_and_several_show
     assert [(line.name, line.colour) for line in together.lines] == [("first", 0), ("second", 1)]
 
 
+def test_a_run_on_own_replies_shows_its_score_and_no_note_on_data() -> None:
+    rows = [{"step": step, "split": side, "loss": 0.1, "kl": 0.0, "objective/scores": 1.0 + step, "objective/kl": 0.5 * step}
+            for step in range(3) for side in ("train", "eval")]  # fmt: skip
+    drawn = {plot.title: plot for plot in curves([Course("ppo", rows)])}
+    assert list(drawn) == ["Score", "KL of own replies", "Loss", "KL from the reference"]
+    assert [list(line.y) for line in drawn["Score"].lines] == [[1.0, 2.0, 3.0]] * 2
+    assert "ln 2" not in drawn["Loss"].note and "data" not in drawn["KL from the reference"].note
+    assert "ln 2" in curves([Course("dpo", [{"step": 0, "split": "train", "loss": 0.7}])])[0].note
+
+
 def test_a_plot_reads_as_a_table() -> None:
     held_out = Line("held out", (0, 50, 100), (0.7, 0.6, None), low=(0.6, 0.5, None), high=(0.8, 0.7, None))
     head, rows = Plot("Loss", "step", "nats", [held_out, Line("training", (0, 100), (0.71, 0.5))]).table()
