@@ -105,16 +105,16 @@ def pairs(
     from preftune.data.split import split_by_prompt
     from preftune.data.write import judged_file, write_examples
 
-    if data is None and not judged_file(judgments).is_file():
-        raise ConfigError(f"--data: name the file that was judged; there is no {judged_file(judgments)} beside the judgments")
     if balance and not labels:
         raise ConfigError("--balance: is for --labels; pairs have as many winners as losers")
     if labels and (weigh, ties, min_agreement, choice) != ("majority", "drop", 0.5, "all"):
         raise ConfigError("--labels: --weigh, --ties, --min-agreement and --choice are for pairs")
+    verdicts = _judgments(judgments)
+    if data is None and not judged_file(judgments).is_file():
+        raise ConfigError(f"--data: name the file that was judged; there is no {judged_file(judgments)} beside the judgments")
     source = read_examples(data or judged_file(judgments))
     for line in source.notes:
         say(line)
-    verdicts = _judgments(judgments)
     if labels:
         found = labelled(source.examples, verdicts, min_annotators=min_annotators, balance=balance, seed=seed)
     else:

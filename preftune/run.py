@@ -73,8 +73,13 @@ class Run:
     def open(cls, path: str | Path) -> Run:
         """A run folder that exists. Raises StorageError where it is none."""
         run = cls(path)
+        if not run.path.exists():
+            raise StorageError(f"{run.path}: no such folder, so not a run folder; expected the out= of an earlier run")
         if not run.config_file.exists():
-            raise StorageError(f"{run.path}: not a run folder (no config.yaml in it); expected the out= of an earlier run")
+            near = [run.path.parent, *sorted(file.parent for file in run.path.glob("*/config.yaml"))]
+            runs = [str(folder) for folder in near if (folder / "config.yaml").exists()]
+            expected = f"did you mean {' or '.join(runs)}?" if runs else "expected the out= of an earlier run"
+            raise StorageError(f"{run.path}: not a run folder (no config.yaml in it); {expected}")
         return run
 
     @classmethod
@@ -102,7 +107,13 @@ class Run:
         try:
             return json.loads(text)
         except ValueError as error:
-            raise StorageError(f"{file}: not valid JSON ({error}); this file is written by preftune alone") from None
+            mend = f"was it damaged? Delete it, and {self._maker(file)}"
+            raise StorageError(f"{file}: not valid JSON ({error}); this file is written by preftune alone: {mend}") from None
+
+    def _maker(self, file: Path) -> str:
+        """How one of the run's JSON files comes to be there again."""
+        verbs = {self.evaluation_file: "eval", self.evaluation_parts_file: "eval", self.diagnosis_file: "diagnose"}
+        return f"`preftune {verbs[file]} {self.path}` writes it anew" if file in verbs else "go on without it"
 
     def metrics(self, *, split: str | None = None) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl in their order; only those of `split` ("train" or "eval") if given."""

@@ -111,4 +111,4 @@ def line(metrics: dict[str, float]) -> str:
     names = {"loss": "loss", "objective/scores": "score", "rewards/accuracies": "acc", "rewards/margins": "margin", "kl": "kl"}
     names |= {} if "kl" in metrics else {"objective/kl": "kl"}
     places = {"loss": 4, "kl": 2, "objective/kl": 2}
-    return " ".join(f"{short} {metrics[name]:.{places.get(name, 3)}f}" for name, short in names.items() if name in metrics)
+    return " ".join(f"{short} {metrics[name]:z.{places.get(name, 3)}f}" for name, short in names.items() if name in metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,27 @@ def test_a_folder_in_use_is_not_taken_twice(run: Run) -> None:
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="not a run folder"):
+    with pytest.raises(StorageError, match=r"not a run folder .* expected the out= of an earlier run"):
         Run.open(tmp_path)
-    with pytest.raises(StorageError, match="not a run folder"):
+    with pytest.raises(StorageError, match="no such folder, so not a run folder"):
         Run.open(tmp_path / "none")
+
+
+def test_a_folder_above_or_below_a_run_names_the_run(run: Run) -> None:
+    run.model.mkdir()
+    for folder in (run.model, run.path.parent):
+        with pytest.raises(StorageError, match=rf"did you mean {re.escape(str(run.path))}\?"):
+            Run.open(folder)
+
+
+def test_damaged_json_says_what_writes_it_anew(run: Run) -> None:
+    for file, verb in ((run.evaluation_file, "eval"), (run.diagnosis_file, "diagnose")):
+        file.write_text('{"version":')
+        with pytest.raises(StorageError, match=f"not valid JSON .* Delete it, and `preftune {verb} .* writes it anew"):
+            run.read_json(file)
+    run.check_file.write_text("")
+    with pytest.raises(StorageError, match="Delete it, and go on without it"):
+        run.read_json(run.check_file)
 
 
 def test_metrics_keep_their_order_and_are_chosen_by_split(run: Run) -> None:

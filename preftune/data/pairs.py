@@ -208,7 +208,9 @@ def _votes(
     _check_ids(examples, by_id)
     problems = [problem for judgment in judgments if (problem := _problem(judgment, by_id.get(judgment.example)))]
     if problems:
-        raise DataError(f"{len(problems)} judgments do not fit the examples:\n{listing(problems)}")
+        raise DataError(
+            f"{len(problems)} judgments do not fit the examples (are they the file that was judged?):\n{listing(problems)}"
+        )
     found: dict[str, dict[tuple[int, int], _Votes]] = defaultdict(dict)
     for one in settled(judgments):
         votes = found[one.example].setdefault((one.i, one.j), _Votes(one.i, one.j, [], 0))

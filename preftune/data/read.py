@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -351,14 +351,20 @@ def _no_format(name: str, found: list[str], columns: list[str], formats: list[st
     best = max(formats, key=closeness)
     lacking = [c for c in _format(best).required if c not in columns]
     free = [c for c in found if c not in _format(best).required]
-    guess = [f"fields.{c}={(difflib.get_close_matches(c, free, n=1) or ['NAME'])[0]}" for c in lacking]
+    guess = [f"{c}={(difflib.get_close_matches(c, free, n=1) or ['NAME'])[0]}" for c in lacking]
     needs = "\n".join(f"  {n:<24} {', '.join(_format(n).required)}" for n in FORMATS)
     missing = f"lacks {', '.join(lacking)}" if lacking else "has these columns, but no row has all of them"
-    rename = f"If a column has another name, say so: {' '.join(guess)}\n" if guess else ""
+    rename = f"If a column has another name, say so: {_naming(guess)}\n" if guess else ""
     return (
         f"{name}: {asked} its columns: {', '.join(found) or '(none)'}\n"
         f"Nearest is {best}, of which it {missing}.\n{rename}Each format and its columns:\n{needs}"
     )
+
+
+def _naming(columns: Sequence[str]) -> str:
+    """The settings, then the options, that name columns."""
+    settings, options = (" ".join(f"{before}{c}" for c in columns) for before in ("fields.", "--field "))
+    return f"{options} (preftune train: {settings})"
 
 
 def _bad_line(bad: dict[str, Any]) -> str:

@@ -105,10 +105,11 @@ def show_findings(console: Console, findings: Iterable[Finding], *, everything: 
         if everything or finding.severity not in ("ok", "skipped"):
             table.add_row(f"[{_STYLES[finding.severity]}]{finding.severity}", f"[bold]{finding.name}", escape(finding.said))
             if finding.remedy:
-                table.add_row("", "", f"[italic]{escape(finding.remedy)}")
+                table.add_row("", "", f"[italic]→ {escape(finding.remedy)}")
             for one in finding.examples:
                 table.add_row("", "", f"[dim]{escape(Path(one.place).name)}: {escape(one.text)}")
-    console.print(table)
+    if table.rows:
+        console.print(table)
 
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "ok": "green", "skipped": "dim"}

@@ -67,7 +67,8 @@ def read_annotations(file: Path, *, data: str | None = None, annotator: str | No
     Raises DataError that lists every row that cannot be used, ConfigError where the file holds several annotators or models.
     """
     if not file.is_file():
-        raise DataError(f"{file}: no such file; expected AlpacaEval's annotations.json or our judgments.jsonl")
+        wrong = "a folder" if file.is_dir() else "no such file"
+        raise DataError(f"{file}: {wrong}; expected AlpacaEval's annotations.json or our judgments.jsonl")
     rows = list(rows_of_file(file))
     if not rows:
         raise DataError(f"{file}: no rows in it; expected AlpacaEval's annotations or our judgments")

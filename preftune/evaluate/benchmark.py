@@ -83,7 +83,7 @@ class Figures:
         if self.average_length is not None:
             lines.append(f"  mean length of the answers  {self.average_length} characters")
         if rate.n_dropped:
-            lines.append(f"  {rate.n_dropped} rows have no verdict and are left out")
+            lines.append(f"  rows without a verdict, left out: {rate.n_dropped}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -122,7 +122,8 @@ def _controlled(found: Annotations, tables: Tables | None, seed: int) -> tuple[L
         return same, ["the model is the baseline: 50 by definition"]
     both = list(zip(found.lengths, found.lengths_base, strict=True))
     if bare := [f"{p}: no answers" for p, (a, b) in zip(found.places, both, strict=True) if a is None or b is None]:
-        raise DataError(f"length control needs both answers of every row; {len(bare)} rows lack one:\n{listing(bare)}")
+        beside = " (of judgments: name what was judged, --data FILE)" if found.source.name.endswith(".jsonl") else ""
+        raise DataError(f"length control needs both answers of every row; {len(bare)} rows lack one{beside}:\n{listing(bare)}")
     lengths, lengths_base = [a or 0 for a, _ in both], [b or 0 for _, b in both]
     if tables is not None:
         difficulty, note = tables.of(found)

@@ -106,6 +106,6 @@ def open_rollouts(
         held_out=data.asked_held_out,
     )
     r, n_steps = config.rollout, rollouts.schedule.n_steps
-    said = f"{rollouts.schedule.n_iterations} iterations of {min(r.prompts, len(data.asked))} prompts with {r.n} replies each, "
-    yield Said("rollouts", f"{said}{n_steps} updates in all; advantages by {r.estimator}, β {r.beta:g}")
+    said = f"iterations × prompts × replies: {rollouts.schedule.n_iterations} × {min(r.prompts, len(data.asked))} × {r.n}, "
+    yield Said("rollouts", f"{said}updates: {n_steps}; advantages by {r.estimator}, β {r.beta:g}")
     yield rollouts

@@ -310,4 +310,5 @@ def _storage(file: Path) -> Iterator[None]:
     except sqlite3.IntegrityError:
         raise
     except sqlite3.DatabaseError as error:
-        raise StorageError(f"{file}: cannot be used as the file of judgments: {error}") from None
+        what = f"cannot be used as the file of judgments: {error}"
+        raise StorageError(f"{file}: {what}; --db names a file that annotate made, or none that exists yet") from None
