@@ -36,7 +36,7 @@ def serve_and_count(connection: Connection, seat: dict[str, str], log: str, scor
     """A worker that adds a line to the file `scored` for each pass over a reference, with the number of its examples."""
     import torch
 
-    import preftune.training.prepare as prepare
+    import preftune.engine.reference as stored
     from preftune.sweeping.worker import serve
 
     os.environ.update(seat)
@@ -46,7 +46,7 @@ def serve_and_count(connection: Connection, seat: dict[str, str], log: str, scor
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    fill = prepare.fill
+    fill = stored.fill
 
     def counted(store: Any, reference: Any, trees: Any, todo: Sequence[int], *, budget: int) -> Iterator[int]:
         if len(todo):
@@ -54,7 +54,7 @@ def serve_and_count(connection: Connection, seat: dict[str, str], log: str, scor
                 file.write(f"{len(todo)}\n")
         yield from fill(store, reference, trees, todo, budget=budget)
 
-    prepare.fill = counted  # type: ignore[attr-defined]
+    stored.fill = counted  # type: ignore[attr-defined]
     _crash_as_told(Path(log).parent.parent / "crash")
     serve(connection)
 

@@ -25,9 +25,12 @@ from preftune.engine.batch import Batch
 from preftune.engine.policy import Policy, tolerance
 from preftune.engine.score import score, score_all
 from preftune.errors import StorageError, TrainingError
+from preftune.files import Lock
 from preftune.model.device import to_device
 
 _SHARD_RESPONSES = 4096
+
+WAITING = "another process is scoring the same reference: this one waits, and reads what it has scored"
 
 
 def response_key(prompt: NDArray[np.int32], branch: Branch) -> bytes:
@@ -92,6 +95,52 @@ def fill(store: Store, reference: Policy, trees: Sequence[Tree], todo: Sequence[
             yield done
     finally:  # Ctrl-C too keeps what was scored
         store.add(keys, values)
+
+
+class Share:
+    """A rank's share of the trees whose log-probs a store is to hold; of several processes that want it the first scores it.
+
+    with Share(cache, identity, trees, rank=0, world=1) as share:
+        if share.todo and not share.take():
+            print(WAITING)
+            share.take(wait=True)
+        for done in share.fill(reference, budget=8192):
+            print(done, "of", len(share.todo))
+    """
+
+    def __init__(self, cache: Path, identity: str, trees: Sequence[Tree], *, rank: int, world: int) -> None:
+        """Finds out what the store lacks."""
+        self._cache, self._identity = cache, identity
+        self.trees = trees[rank::world]
+        self._look()
+        self.notes = [f"{f}: damaged reference log-probs, set aside and scored again" for f in self.store.damaged]
+        self._lock = Lock(self.store.folder / f".{rank}-of-{world}.lock")  # ranks have a share each, and a lock each
+
+    def _look(self) -> None:
+        self.store = self.reopened()
+        self.todo = missing(self.store, self.trees)
+
+    def reopened(self) -> Store:
+        """The store as it is now, with what others have added."""
+        return reference_store(self._cache, self._identity)
+
+    def __enter__(self) -> Share:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Lets others score."""
+        self._lock.__exit__(*error)
+
+    def take(self, *, wait: bool = False) -> bool:
+        """Whether it is for this process to score `todo`, which is looked up anew; with `wait` it is when this returns."""
+        if not self._lock.take(wait=wait):
+            return False
+        self._look()
+        return True
+
+    def fill(self, reference: Policy, *, budget: int) -> Iterator[int]:
+        """Scores `todo`, as the function `fill` does."""
+        return fill(self.store, reference, self.trees, self.todo, budget=budget)
 
 
 def verify(store: Store, reference: Policy, known: Sequence[Tree], *, n: int = 2) -> None:

@@ -19,10 +19,10 @@ from preftune.data.store import Store
 from preftune.data.template import Renderer
 from preftune.data.types import Tree
 from preftune.engine.policy import Policy
-from preftune.engine.reference import fill, missing, reference_store
+from preftune.engine.reference import WAITING, Share
 from preftune.engine.reward import RewardModel
 from preftune.errors import ConfigError, ModelError
-from preftune.files import Lock, default_cache
+from preftune.files import default_cache
 from preftune.label.implicit import check_same_tokens
 from preftune.losses.objective import Objective, goal_of, objective
 from preftune.model.device import Precision, pick_device, precision_of
@@ -159,23 +159,20 @@ class Models:
         return load_model(resolve(name), dtype=self.precision.weights).to(self.device).eval()
 
     def reference_logps(self, trees: Sequence[Tree], on_progress: Progress) -> Store:
-        """Log-probs of the reference for all of `trees`: what training or a former evaluation stored is not computed again.
-
-        Of several processes that want the same, the first scores it, and the others wait and read.
-        """
+        """Log-probs of the reference for all of `trees`: what training or a former evaluation stored is not computed again."""
         assert self.against is not None, "there is no reference"
         name, ranks = self.ranks.first(lambda: self._identity(str(self.against))), self.ranks
-        store = reference_store(self.cache, name)
-        mine = trees[ranks.rank :: ranks.world]
-        if missing(store, mine):
-            with Lock(store.folder / f".{ranks.rank}-of-{ranks.world}.lock") as lock:  # as training has it
-                lock.take(wait=True)
-                store = reference_store(self.cache, name)
-                todo = missing(store, mine)
-                for done in fill(store, self.reference(trees), mine, todo, budget=self.budget):
-                    on_progress("reference", done, len(todo))
+        with Share(self.cache, name, trees, rank=ranks.rank, world=ranks.world) as share:
+            for note in share.notes:
+                self.note(note)
+            if share.todo and not share.take():
+                self.note(WAITING)
+                share.take(wait=True)
+            if share.todo:
+                for done in share.fill(self.reference(trees), budget=self.budget):
+                    on_progress("reference", done, len(share.todo))
         ranks.barrier()
-        return reference_store(self.cache, name) if ranks.world > 1 else store
+        return share.store if ranks.world == 1 else share.reopened()
 
 
 def _check_reference(model: str, against: str) -> None:

@@ -24,10 +24,10 @@ from preftune.data.template import Renderer, build_trees
 from preftune.data.tokens import Kept, tokenization_identity
 from preftune.data.types import Example, Tree
 from preftune.engine.policy import Policy
-from preftune.engine.reference import fill, keys_of, missing, reference_store
+from preftune.engine.reference import WAITING, Share, keys_of
 from preftune.engine.reward import RewardModel
 from preftune.errors import ConfigError, DataError, ModelError, nearest
-from preftune.files import Lock, default_cache
+from preftune.files import default_cache
 from preftune.losses.records import Scores, SequentialKL
 from preftune.model.checkpointing import checkpoint_layers
 from preftune.model.compile import use_compiled_layers
@@ -310,34 +310,23 @@ def score_reference(
 ) -> Iterator[Said | Progress | Reference]:
     """Scores what the store lacks, with progress; yields the Reference last. Another `reference` is loaded, used and let go.
 
-    Of several runs at once that want the same, the first scores it, and the others wait and read.
-
     start: identity of the model that the policy starts from.
     """
     cache = cache_of(config)
     frozen = start if config.reference is None else name_of(config.reference, precision, ranks, cache)
-    store = reference_store(cache, frozen)
-    mine = trees[ranks.rank :: ranks.world]
-    todo = missing(store, mine)
-    for file in store.damaged:
-        yield Said("warning", f"{file}: damaged reference log-probs, set aside and scored again")
-    with Lock(store.folder / f".{ranks.rank}-of-{ranks.world}.lock") as lock:  # ranks have a part each, and a lock each
-        if todo:
-            if not lock.take():
-                yield Said(
-                    "reference", "another run is scoring the same reference: this one waits, and reads what it has scored"
-                )
-                lock.take(wait=True)
-            store = reference_store(cache, frozen)
-            todo = missing(store, mine)
+    with Share(cache, frozen, trees, rank=ranks.rank, world=ranks.world) as share:
+        yield from (Said("warning", note) for note in share.notes)
+        if share.todo and not share.take():
+            yield Said("reference", WAITING)
+            share.take(wait=True)
+        todo = share.todo
         if frozen == start or todo:  # another model is not even loaded where all of its log-probs are there
             model = policy if frozen == start else _other(config, policy, precision, trees, tokenizer)
             with policy.adapter_off() if config.lora.r else nullcontext():
-                for done in fill(store, model, mine, todo, budget=config.batch.tokens_per_microbatch):
+                for done in share.fill(model, budget=config.batch.tokens_per_microbatch):
                     yield Progress("reference", done, len(todo))
     ranks.barrier()
-    if ranks.world > 1:
-        store = reference_store(cache, frozen)
+    store = share.store if ranks.world == 1 else share.reopened()
     n = sum(len(t.branches) for t in trees)
     yield Said("reference", f"{n} reference responses, {'read from' if not todo else 'scored into'} {store.folder}")
     yield Reference(store, frozen == start)

@@ -16,6 +16,7 @@ from preftune.data.types import Branch, Pair, Tree
 from preftune.engine import reference as module
 from preftune.engine.policy import Path, Policy
 from preftune.engine.reference import (
+    Share,
     fill,
     keys_of,
     logps_of,
@@ -87,6 +88,16 @@ def test_more_data_scores_the_new_alone(tmp_path: Folder, counting: Counting) ->
     store = reference_store(tmp_path, "a")
     assert fill_all(store, counting.policy, budget=10_000) == [2]
     assert counting.n == 2, "one to verify, one to score"
+
+
+def test_of_two_that_want_the_same_the_first_scores_and_the_other_reads(tmp_path: Folder, counting: Counting) -> None:
+    with Share(tmp_path, "a", TREES, rank=0, world=1) as second:
+        with Share(tmp_path, "a", TREES, rank=0, world=1) as first, Share(tmp_path, "a", TREES, rank=1, world=2) as other:
+            assert first.take() and not second.take() and other.take(), "another rank's share is its own"
+            assert len(other.todo) == len(TREES) // 2
+            assert list(first.fill(counting.policy, budget=40))[-1] == len(second.todo) == len(TREES)
+        assert second.take(wait=True) and second.todo == []
+        assert len(second.store) == 14 and len(other.reopened()) == 14
 
 
 @given(st.data())
