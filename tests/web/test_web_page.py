@@ -193,6 +193,14 @@ def test_a_screen_reader_finds_its_way(browser: Browser, tmp_path: Path) -> None
         assert said.get_attribute("aria-live") == "polite" and "saved: answer 1" in said.inner_text()
 
 
+def test_of_a_long_dialogue_the_turn_that_is_answered_is_in_sight(browser: Browser, tmp_path: Path) -> None:
+    turns = [{"role": ("user", "assistant")[n % 2], "content": f"turn {n}"} for n in range(31)]
+    with Annotation(write_pairs(tmp_path / "p.jsonl", 1, prompt=turns), tmp_path / "a.db") as server:
+        page = Visit(browser, server, "ada").page
+        shown, last = (page.locator(place).bounding_box() for place in ("#prompt", "#prompt > :last-child"))
+        assert shown and last and shown["y"] <= last["y"] < last["y"] + last["height"] <= shown["y"] + shown["height"]
+
+
 def test_long_answers_scroll_side_by_side(browser: Browser, tmp_path: Path) -> None:
     first = {"chosen": "line\n\n" * 200, "rejected": "line\n\n" * 400}
     with Annotation(write_pairs(tmp_path / "p.jsonl", 1, **first), tmp_path / "a.db") as server:

@@ -60,7 +60,8 @@ function show(state, { said = "" } = {}) {
     return;
   }
   $("prompt").replaceChildren(...task.prompt.map(turn));
-  $("prompt").scrollTop = 0;
+  const last = task.prompt.length > 1 ? $("prompt").lastElementChild : null;
+  $("prompt").scrollTop = last ? last.offsetTop - $("prompt").offsetTop : 0; // of a dialogue, what is answered
   $("why").value = "";
   $("slight").checked = false;
   for (const side of ["left", "right"]) {
