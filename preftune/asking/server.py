@@ -135,7 +135,7 @@ class Server:
                 self._pause(pause)
         if reason.startswith("no reply"):
             self._count_lost(reason)
-        return Failed(f"{reason}, {self.retries + 1} times")
+        return Failed(f"{reason}, {self.retries + 1} times" if self.retries else reason)
 
     def _judge(self, error: Exception, attempt: int) -> tuple[str, float | None]:
         """What went wrong, and the seconds until it may be tried again; None where that is useless. Raises ServerError."""

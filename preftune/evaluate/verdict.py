@@ -33,15 +33,18 @@ def verdict(found: Evaluation) -> Verdict:
 
 def _evidence(found: Evaluation) -> tuple[bool | None, list[str]]:
     said, worked = [], None
-    if found.wins:
-        wins = found.wins[0]
+    judged = [wins for wins in found.wins if wins.n_total]
+    if judged:
+        wins = judged[0]
         worked = _against_half(wins.win_rate.low / 100, wins.win_rate.high / 100)
         said.append(_won(wins))
+    elif found.wins:
+        said.append(f"{found.wins[0].judge} gave no verdict on its answers")
     if found.held_out is not None and found.held_out.n_pairs:
         said.append(_accuracy(found.held_out, found.train))
-        if not found.wins:
+        if not judged:
             worked = _against_half(found.held_out.accuracy.low, found.held_out.accuracy.high)
-            if found.beta is not None:  # a reward model answers nothing
+            if found.beta is not None and not found.wins:  # a reward model answers nothing
                 said.append("whether its answers are better was not judged")
     return worked, said
 

@@ -43,6 +43,7 @@ def said(**parts: Any) -> tuple[str, bool | None]:
         ),
         ({"held_out": pairs(0.2, 0.4), "wins": (counted([1.0] * 20, judge="j", against="base"),)}, True, "beat those of base"),
         ({"wins": (counted([1.0, 0.0] * 10, judge="j", against="base"),)}, None, "Not decided"),
+        ({"held_out": pairs(0.6, 0.8), "wins": (counted([None] * 4, judge="j", against="base"),)}, True, "j gave no verdict"),
         ({}, None, "nothing was measured"),
     ],
 )
