@@ -27,7 +27,7 @@ from preftune.losses.objective import goal_of
 from preftune.sweeping.check import check
 from preftune.sweeping.evaluation import How, how_of
 from preftune.sweeping.grid import Settings, checked_axes, run_name
-from preftune.sweeping.measure import ACCURACY, WIN_RATE, check_metric, direction_of, is_comparable
+from preftune.sweeping.measure import ACCURACY, KL, WIN_RATE, check_metric, direction_of, is_comparable
 from preftune.sweeping.page import write_page
 from preftune.sweeping.pool import Pool, seats_for
 from preftune.sweeping.record import Folder, Plan, Row, best_of_json, read_best_of, read_rows, write_table
@@ -295,7 +295,7 @@ class _Work:
 
 
 def _result(folder: Folder, plan: Plan, rows: list[Row]) -> Sweep:
-    found, gain = candidates(rows), gain_of(rows, plan.metric)
+    found, gain, baseline = candidates(rows), gain_of(rows, plan.metric), read_best_of(folder)
     best = frontier(found, gain, direction_of(gain, None) if gain != plan.metric else plan.direction)
     return Sweep(
         folder.path,
@@ -304,12 +304,12 @@ def _result(folder: Folder, plan: Plan, rows: list[Row]) -> Sweep:
         verdict(rows, plan.metric, plan.direction),
         gain,
         best,
-        read_best_of(folder),
-        _notes(plan, rows),
+        baseline,
+        _notes(plan, rows, baseline),
     )
 
 
-def _notes(plan: Plan, rows: Sequence[Row]) -> list[str]:
+def _notes(plan: Plan, rows: Sequence[Row], best_of: Sequence[BestOf]) -> list[str]:
     notes = []
     if not is_comparable(plan.metric, varied(plan.axes)):
         notes.append(
@@ -323,4 +323,10 @@ def _notes(plan: Plan, rows: Sequence[Row]) -> list[str]:
     lacking = [row.name for row in rows if row.status == "done" and plan.metric not in row.figures]
     if lacking:
         notes.append(f"{plan.metric} was not measured of {', '.join(lacking)}.")
+    n_prompts = max((row.figures[KL].n for row in rows if KL in row.figures), default=0)
+    notes += [
+        f"Best of {one.n} rests on {one.score.n} of {n_prompts} prompts: of the others too few answers could be scored."
+        for one in best_of
+        if one.score.n < n_prompts
+    ]
     return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preftune.errors import ConfigError
+from preftune.evaluate.best_of import best_of
 from preftune.evaluate.estimate import Estimate
 from preftune.evaluate.record import Evaluation, Wins
 from preftune.sweeping.grid import Range
+from preftune.sweeping.job import read_sweep
 from preftune.sweeping.measure import KL, WIN_RATE, check_metric, direction_of, figure, is_comparable, within_noise
-from preftune.sweeping.record import Folder, Plan, Row
+from preftune.sweeping.record import Folder, Plan, Row, best_of_json, write_table
 from preftune.sweeping.verdict import candidates, frontier, shown, verdict
 
 ACC = "held_out.accuracy"
@@ -166,3 +169,14 @@ def test_a_plan_is_read_back_equal(tmp_path: Any) -> None:
 )
 def test_estimates_are_shown_with_half_their_interval(e: Estimate | None, text: str) -> None:
     assert shown(e) == text
+
+
+def test_prompts_that_best_of_n_does_without_are_said(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.plan_file.write_text(Plan({}, {"loss.beta": (0.1,)}, ACC, 1, None, 0, {}).to_yaml())
+    one = Row("0.1", {"loss.beta": 0.1}, "done", figures={KL: Estimate(1.0, 0.9, 1.1, 3)})
+    write_table(folder, {"runs": [one.as_dict()]})
+    for n_scored, said in ((2, "2 of 3 prompts"), (3, "")):
+        folder.best_of_file.write_text(best_of_json([best_of([[0.0, 1.0, 2.0, 3.0]] * n_scored, 2)]))
+        notes = "".join(note for note in read_sweep(tmp_path).notes if note.startswith("Best of 2"))
+        assert said in notes and bool(said) == bool(notes)
