@@ -61,6 +61,7 @@ def card(one: Loaded, folder: Path) -> str:
 
 _COUNTS = (
     "rows_read",
+    "prompts",
     "used",
     "dropped",
     "quarantined",

@@ -90,7 +90,7 @@ def read_asked(config: Config, renderer: Renderer, goal: Sequence[Objective]) ->
     )
     check_evaluation(config, goal, data)
     data.counts = {
-        "rows_read": len(examples) + len(held_out),
+        "prompts": len(examples) + len(held_out),  # different ones: used + dropped
         "used": len(asked) + len(asked_held_out),
         "dropped": len(dropped),
         "train_examples": len(asked),
@@ -108,12 +108,16 @@ def _read(config: Config, source: str | list[str], prefix: str, notes: list[Said
     if aside and prefix:
         aside = aside.with_name(f"{prefix}{aside.name}")
     found: dict[str, Example] = {}
+    n_asked = 0
     for one in [source] if isinstance(source, str) else source:
         read = read_prompts(one, fields=config.fields, format=config.format, quarantine=aside)
         notes += [Said("data", note) for note in read.notes]
+        n_asked += len(read.prompts)
         for asked in read.prompts:
             example = Example(asked.id, asked.prompt, (), one, reference=asked.reference)
             found.setdefault(example.prompt_key, example)
+    if len(found) < n_asked:
+        notes.append(Said("data", f"{n_asked - len(found)} prompts stand in several sources; each prompt is asked once"))
     return list(found.values())
 
 

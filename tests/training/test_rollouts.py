@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -217,12 +218,14 @@ def test_a_reward_model_gives_the_rewards_and_starts_the_critic(world: World, tm
 
 def test_prompts_come_from_any_data_and_what_does_not_fit_is_said(world: World, tmp_path: Path, rule: str) -> None:
     rows = [{"prompt": f"What is {i}?"} for i in range(12)] + [{"prompt": "long " * 400}]
-    data = write_jsonl(tmp_path / "prompts.jsonl", rows)
-    left = cli("train", *(f"{k}={v}" for k, v in own(world, tmp_path / "run", rule, data=str(data), steps=2).items()))
+    one, two = write_jsonl(tmp_path / "prompts.jsonl", rows), write_jsonl(tmp_path / "more.jsonl", rows[:3])
+    data = json.dumps([str(one), str(two)])
+    left = cli("train", *(f"{k}={v}" for k, v in own(world, tmp_path / "run", rule, data=data, steps=2).items()))
     assert left.code == 0, left.err
+    assert "3 prompts stand in several sources" in left.err
     assert "1 prompts are not asked:" in left.err and "are more than 256 (batch.max_length" in left.err
     counts = Run.open(tmp_path / "run").read_json(tmp_path / "run" / "data.json")
-    assert (counts["rows_read"], counts["used"], counts["dropped"]) == (13, 12, 1)
+    assert (counts["prompts"], counts["used"], counts["dropped"]) == (13, 12, 1)
 
 
 @pytest.mark.parametrize(
