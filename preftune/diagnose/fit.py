@@ -28,6 +28,8 @@ FALLS = (0.05, 0.5, 1.0)
 def preferences(case: Case) -> Finding:
     """Whether the preferences teach anything that holds on pairs that were not learnt from."""
     name, accuracy = "preferences", case.accuracy()
+    if case.config.needs_rollouts:
+        return skipped(name, f"{case.config.loss_name} learns from a reward of its own replies, and not from preferences")
     if accuracy is None:
         return skipped(name, f"no accuracy on unseen pairs yet; `preftune eval {case.place} --data HELD_OUT` measures one")
     held_out = case.held_out_accuracy or accuracy

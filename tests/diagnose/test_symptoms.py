@@ -162,6 +162,12 @@ def test_no_effect_begins_where_no_judge_could_see_a_tenth_or_a_judge_saw_nothin
     assert look("no_effect", sound(evaluation=evaluation(kl=0.5, win=wide))).severity == "ok", "too few verdicts say nothing"
 
 
+def test_a_run_on_its_own_replies_is_not_asked_what_it_learnt_of_pairs() -> None:
+    asked = sound({"loss": {"name": "ppo"}, "reward.rule": "my.py:score"})
+    assert look("preferences", asked).severity == "skipped"
+    assert look("preferences", sound()).severity == "ok"
+
+
 def test_whether_anything_happened_is_not_asked_before_half_way() -> None:
     early = replace(still({}, n=10), finished=False, evaluation=None, held_out=held_out(0.693))
     assert early.n_planned == 40 and look("no_effect", early).severity == "skipped"
