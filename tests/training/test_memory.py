@@ -158,7 +158,7 @@ def test_a_model_of_70_billion_weights_is_planned_from_its_configuration_alone(t
         vocab_size=128_256, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=8,
         num_key_value_heads=1, head_dim=1024, max_position_embeddings=8192, tie_word_embeddings=False,
     ).save_pretrained(str(tmp_path))  # fmt: skip
-    found = plan(Config.of({"model": str(tmp_path), "batch.max_length": 64, "batch.pairs_per_step": 2}), gpus=64)
+    found = plan(Config.of({"model": str(tmp_path), "batch.max_length": 16, "batch.pairs_per_step": 1}), gpus=64)
     assert found.weights == 70_553_706_496  # Llama 3's own count
     assert found.typical and found.precision == "float32/bfloat16"
     assert found.per_gpu is not None
