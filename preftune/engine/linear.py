@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.nn.functional import linear as usual_linear
 
 _SMALLEST = 1 << 16  # weights of a matrix: below this, preparing oneDNN for each new number of rows costs more than it gains
+_LEAST_WORK = 1 << 20  # multiply-adds of a product: below this a call of oneDNN takes longer than the usual route
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 # What oneDNN prepares for a product is held for each new number of rows, by oneDNN and again by torch: together some 0.6 MiB,
@@ -44,7 +45,7 @@ def _served(a: Tensor, b: Tensor, least: int) -> bool:
         and a.dtype == b.dtype == torch.float32
         and a.device.type == b.device.type == "cpu"
         and b.numel() >= least
-        and a.numel() > 0
+        and a.numel() * b.shape[0] >= _LEAST_WORK
     )
 
 
